@@ -1,0 +1,69 @@
+"""Every error that EdgeOmni raises on purpose.
+
+    EdgeOmniError
+    ├── UsageError        the request makes no sense as spelled            (exit 2)
+    ├── SpecError         sizes that contradict each other
+    ├── CheckpointError   a checkpoint that cannot be read or does not fit
+    ├── BundleError       a bundle that is incomplete, altered or foreign
+    ├── ExportError       an export that could not be written
+    ├── GateError         a quality or latency gate was missed             (exit 3)
+    ├── EngineError       an engine is missing or failed; says what to install
+    ├── AudioError        audio that cannot be used as a question
+    ├── PromptError       a prompt that does not fit the model
+    ├── DataError         training or calibration data that cannot be used
+    └── ProfileError      a hardware profile that cannot be read
+
+Messages say what was wrong, with the value, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class EdgeOmniError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the CLI returns."""
+
+    exit_code = 1
+
+
+class UsageError(EdgeOmniError):
+    exit_code = 2
+
+
+class SpecError(EdgeOmniError):
+    pass
+
+
+class CheckpointError(EdgeOmniError):
+    pass
+
+
+class BundleError(EdgeOmniError):
+    pass
+
+
+class ExportError(EdgeOmniError):
+    pass
+
+
+class GateError(EdgeOmniError):
+    exit_code = 3
+
+
+class EngineError(EdgeOmniError):
+    pass
+
+
+class AudioError(EdgeOmniError):
+    pass
+
+
+class PromptError(EdgeOmniError):
+    pass
+
+
+class DataError(EdgeOmniError):
+    pass
+
+
+class ProfileError(EdgeOmniError):
+    pass

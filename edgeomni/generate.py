@@ -1,0 +1,237 @@
+"""The generation loop: one for all tasks and all engines.
+
+Prefill, then frame by frame: body, heads, sampling, text out, codec frames out along the delay pattern. Stopping
+rules are those of the published model (gpt-omni/mini-omni, litgpt/generate/base.py): the prefill's ids are never
+tested; the last audio stream's eoa ends an answer with audio and is not emitted; the text's eot is emitted, and from
+the next frame on text is pad_t; in tasks without audio eot ends the answer and is not emitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .components import Components, Hidden, State
+from .errors import PromptError
+from .prompts import Prompt
+from .sampling import Sampler, Sampling
+from .spans import Spans
+from .spec import AUDIO_OUT, OmniSpec
+from .streaming import AudioStream
+from .tokens import audio_constant, delay, shift_audio
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+
+StopReason = Literal["eoa", "eot", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What a benchmark forces on the answer: its codec frames [n, K], and the LLM frame at which text ends."""
+
+    codec_frames: I64 | None = None
+    text_end: int | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """`max_length` counts frames, prompt included (the published max_returned_tokens)."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    max_length: int | None = None
+    strict: bool = False
+    noise_seed: int | None = None
+    forced: Forced = field(default_factory=Forced)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One LLM step: unshifted audio ids [K] (pad_a in tasks without audio) and the text id."""
+
+    audio: I64
+    text: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Audio that became final, [S]."""
+
+    samples: F32
+
+
+@dataclass(frozen=True)
+class Stop:
+    reason: StopReason
+    silent_frames: int
+    busy_s: float
+    """Seconds spent in the loop after prefill, without the consumer's time."""
+
+
+def generate(
+    components: Components, spec: OmniSpec, task: str, prompt: Prompt, features: F32 | None, options: Options,
+    spans: Spans, cancelled: Callable[[], bool] = lambda: False,
+) -> Generator[Frame | Samples | Stop, None, None]:  # fmt: skip
+    """Runs one turn; yields each Frame, Samples as the codec finishes them, and one Stop.
+
+    Raises PromptError where the prompt leaves no room for an answer.
+    """
+    room = _room(spec, prompt, options)
+    turn = _Turn(components, spec, task, prompt, options, spans)
+    try:
+        hidden = turn.prefill(features, prompt.length + room)
+        yield from turn.frames(hidden, room, cancelled)
+    finally:
+        turn.release()
+
+
+def _room(spec: OmniSpec, prompt: Prompt, options: Options) -> int:
+    limit = min(options.max_length or spec.context, spec.context)
+    if prompt.length >= limit:
+        raise PromptError(
+            f"the prompt takes {prompt.length} frames, and {limit} are allowed in all (context {spec.context}): "
+            "shorten the question or raise --max-length"
+        )
+    return limit - prompt.length
+
+
+class _Turn:
+    """The state of one answer."""
+
+    def __init__(
+        self, components: Components, spec: OmniSpec, task: str, prompt: Prompt, options: Options, spans: Spans
+    ) -> None:
+        self.llm, self.layout, self.prompt, self.spans = components.llm, spec.layout, prompt, spans
+        self.speaks = task in AUDIO_OUT
+        self.options, self.sampler = options, Sampler(options.sampling)
+        self.text_row = prompt.rows - 1
+        self.text_ended = False
+        self.seen: list[int] = []
+        self.pad_audio = np.full(spec.layout.streams, spec.layout.pad_a, np.int64)
+        self.audio = (
+            AudioStream(components.codec, spec.codec, strict=options.strict, noise_seed=options.noise_seed)
+            if self.speaks
+            else None
+        )
+        self.recent: list[I64] = []
+        self.forced = self._forced_streams()
+        self.state: State | None = None
+
+    def _forced_streams(self) -> I64 | None:
+        codes = self.options.forced.codec_frames
+        if codes is None:
+            return None
+        streams = delay(codes, self.layout.pad_a, len(codes) + self.layout.streams + 1)
+        streams[-1, -1] = self.layout.eoa
+        return streams
+
+    def prefill(self, features: F32 | None, frames: int) -> Hidden:
+        """Rows differ only in the last position, so the rest is computed once and its KV copied."""
+        ids, start = self.prompt.ids, self.prompt.feature_start
+        with self.spans("prefill"):
+            self.state = self.llm.start(self.prompt.rows, frames)
+            if self.prompt.rows == 1:
+                return self.llm.forward(ids, features, self.state, start)
+            self.llm.forward(np.ascontiguousarray(ids[:1, :, :-1]), features, self.state, start)
+            self.llm.fork(self.state)
+            return self.llm.forward(np.ascontiguousarray(ids[:, :, -1:]), None, self.state)
+
+    def frames(self, hidden: Hidden, room: int, cancelled: Callable[[], bool]) -> Iterator[Frame | Samples | Stop]:
+        reason: StopReason = "length"
+        busy, since = 0.0, perf_counter()
+        for index in range(room):
+            if cancelled():
+                reason = "cancelled"
+                break
+            with self.spans("frame"):
+                if index:
+                    hidden = self._step(frame)
+                frame = self._choose(hidden, index)
+            if index and (stop := self._stops(frame)):
+                reason = stop
+                break
+            self._note(frame, index)
+            samples = self._codec_frame(frame)
+            busy += perf_counter() - since
+            yield frame
+            if samples is not None and len(samples):
+                yield Samples(samples)
+            since = perf_counter()
+        rest = self._finish(reason)
+        busy += perf_counter() - since
+        if len(rest):
+            yield Samples(rest)
+        yield Stop(reason, self.audio.silent_frames if self.audio else 0, busy)
+
+    def release(self) -> None:
+        """Gives the KV cache back to the engine, also when the consumer stops listening."""
+        if self.state is not None:
+            self.llm.release(self.state)
+        self.state = None
+
+    def _step(self, frame: Frame) -> Hidden:
+        ids = np.concatenate([shift_audio(self.layout, frame.audio), [frame.text]])
+        rows = [ids]
+        if self.text_row and self.text_ended:
+            self.llm.drop(self.state, self.text_row)
+            self.text_row = 0
+        if self.text_row:
+            rows.append(np.concatenate([audio_constant(self.layout, self.layout.pad_a)[:, 0], [frame.text]]))
+        with self.spans("frame.body"):
+            return self.llm.forward(np.stack(rows).astype(np.int32)[:, :, None], None, self.state)
+
+    def _choose(self, hidden: Hidden, index: int) -> Frame:
+        audio, text = self.pad_audio, self.layout.pad_t
+        with self.spans("frame.heads"):
+            audio_logits = self.llm.audio_logits(hidden, 0) if self.speaks else None
+            text_logits = None if self.text_ended else self.llm.text_logits(hidden, self.text_row)
+        with self.spans("frame.sampling"):
+            if audio_logits is not None:
+                audio = self.sampler.audio(audio_logits)
+            if text_logits is not None:
+                text = self.sampler.text(text_logits, self.seen)
+        return self._force(audio, text, index)
+
+    def _force(self, audio: I64, text: int, index: int) -> Frame:
+        if self.forced is not None:
+            audio = self.forced[:, min(index, self.forced.shape[1] - 1)]
+        end = self.options.forced.text_end
+        if end is not None and not self.text_ended:
+            text = self.layout.eot if index >= end else (0 if text == self.layout.eot else text)
+        return Frame(audio, text)
+
+    def _stops(self, frame: Frame) -> StopReason | None:
+        if self.speaks:
+            return "eoa" if frame.audio[-1] == self.layout.eoa else None
+        return "eot" if frame.text == self.layout.eot else None
+
+    def _note(self, frame: Frame, index: int) -> None:
+        if self.speaks and index and frame.text == self.layout.eot:
+            self.text_ended = True
+        if not self.text_ended:
+            self.seen.append(frame.text)
+
+    def _codec_frame(self, frame: Frame) -> F32 | None:
+        """The codec frame that this LLM frame completes lies on the diagonal of the last K frames."""
+        if self.audio is None:
+            return None
+        self.recent.append(frame.audio)
+        k = self.layout.streams
+        if len(self.recent) <= k:
+            return None
+        self.recent = self.recent[-k:]
+        diagonal = np.array([self.recent[i][i] for i in range(k)], np.int64)
+        with self.spans("codec"):
+            return self.audio.add(diagonal)
+
+    def _finish(self, reason: StopReason) -> F32:
+        if self.audio is None or reason == "cancelled":
+            return np.zeros(0, np.float32)
+        with self.spans("codec"):
+            return self.audio.finish()

@@ -1,0 +1,113 @@
+"""Task -> prompt frames, in the forms of the published model (gpt-omni/mini-omni, inference.py).
+
+    task      audio streams 0..K-1                       text stream
+    aa        input_a, pad_a*F, eoa, answer_a            input_t, pad_t*F, eot, answer_t
+    at        input_a, pad_a*F, eoa, pad_a               the same
+    asr       input_a, pad_a*F, eoa, pad_a               input_t, pad_t*F, eot, asr
+    ta        pad_a*(n+2), answer_a                      input_t, ids*n, eot, answer_t
+    tt        pad_a*(n+3)                                the same
+
+F encoder features stand at positions 1..F. Two-row aa is the aa row above the at row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import PromptError
+from .spec import AUDIO_IN, AUDIO_OUT, TASKS, OmniSpec, TokenLayout
+from .tokens import audio_constant
+
+I32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids int32 [rows, K+1, T] in the joint vocabulary; features go to feature_start.. of every row."""
+
+    ids: I32
+    feature_start: int = 1
+
+    @property
+    def length(self) -> int:
+        return self.ids.shape[2]
+
+    @property
+    def rows(self) -> int:
+        return self.ids.shape[0]
+
+
+def build(
+    spec: OmniSpec, task: str, *, features: int = 0, text_ids: Sequence[int] = (), two_row: bool = False,
+    history: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
+) -> Prompt:  # fmt: skip
+    """The prompt of one turn: `features` encoder features, or `text_ids`, according to `task`.
+
+    `history` holds earlier turns as (question ids, answer ids). Raises PromptError for an unknown task or one that
+    the checkpoint was not trained for, ids outside the text vocabulary, an empty question, and more history than
+    the checkpoint was trained to see.
+    """
+    _check(spec, task, features, text_ids, len(history))
+    layout = spec.layout
+    if task in AUDIO_IN:
+        rows = [_audio_question(layout, task, features)]
+        if task == "aa" and two_row:
+            rows.append(_audio_question(layout, "at", features))
+    else:
+        rows = [_text_question(layout, task, text_ids)]
+    past = [_past_turn(layout, *turn) for turn in history]
+    start = 1 + sum(p.shape[1] for p in past)
+    return Prompt(np.stack([np.concatenate([*past, row], axis=1) for row in rows]), start)
+
+
+def _check(spec: OmniSpec, task: str, features: int, text_ids: Sequence[int], turns: int) -> None:
+    if task not in TASKS:
+        raise PromptError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
+    if task not in spec.tasks:
+        raise PromptError(f"this checkpoint was not trained for task {task!r}; it knows {', '.join(spec.tasks)}")
+    if turns > spec.history_turns:
+        raise PromptError(
+            f"{turns} turn(s) of history given, but this checkpoint was trained with {spec.history_turns}; "
+            "ask each question on its own"
+        )
+    if task in AUDIO_IN and features < 1:
+        raise PromptError(f"task {task!r} needs spoken audio; give a sound file")
+    if task not in AUDIO_IN and not len(text_ids):
+        raise PromptError(f"task {task!r} needs a question in text; give one that is not empty")
+    if bad := [i for i in text_ids if not 0 <= i < spec.layout.text_vocab]:
+        raise PromptError(f"text ids {bad[:5]} lie outside the text vocabulary of {spec.layout.text_vocab} rows")
+
+
+def _audio_question(layout: TokenLayout, task: str, features: int) -> I32:
+    answer = layout.answer_a if task == "aa" else layout.pad_a
+    audio = np.concatenate(
+        [
+            audio_constant(layout, layout.input_a),
+            audio_constant(layout, layout.pad_a, features),
+            audio_constant(layout, layout.eoa),
+            audio_constant(layout, answer),
+        ],
+        axis=1,
+    )
+    asked = layout.asr if task == "asr" else layout.answer_t
+    return _with_text(audio, [layout.input_t, *[layout.pad_t] * features, layout.eot, asked])
+
+
+def _text_question(layout: TokenLayout, task: str, ids: Sequence[int]) -> I32:
+    audio = audio_constant(layout, layout.pad_a, len(ids) + 3)
+    if task in AUDIO_OUT:
+        audio[:, -1:] = audio_constant(layout, layout.answer_a)
+    return _with_text(audio, [layout.input_t, *ids, layout.eot, layout.answer_t])
+
+
+def _past_turn(layout: TokenLayout, question: Sequence[int], answer: Sequence[int]) -> I32:
+    text = [layout.input_t, *question, layout.eot, layout.answer_t, *answer, layout.eot]
+    return _with_text(audio_constant(layout, layout.pad_a, len(text)), text)
+
+
+def _with_text(audio: I32, text: Sequence[int]) -> I32:
+    return np.concatenate([audio, np.array([text], np.int32)])

@@ -1,0 +1,97 @@
+"""Audio in and out: each bad input its own error; log-mel against transformers' Whisper front end."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from edgeomni import audio
+from edgeomni.errors import AudioError
+from edgeomni.spec import FrontEndSpec
+
+RATE = 16000
+TONE = (0.3 * np.sin(np.arange(RATE) * 0.1)).astype(np.float32)
+
+
+def wav(path: Path, samples: np.ndarray = TONE, rate: int = RATE, **kwargs: str) -> Path:
+    soundfile.write(path, samples, rate, **kwargs)
+    return path
+
+
+def cut(path: Path) -> Path:
+    whole = wav(path).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    return path
+
+
+BAD = {
+    "missing": (lambda p: p / "none.wav", "no such sound file"),
+    "empty": (lambda p: (p / "a.wav").write_bytes(b"") and None or p / "a.wav", "is empty"),
+    "cut": (lambda p: cut(p / "a.wav"), "is cut off.*header announces"),
+    "headless": (lambda p: (p / "a.wav").write_bytes(b"RIFF\0\0\0\0WAVE") and p / "a.wav", "before its sound begins"),
+    "text": (lambda p: (p / "a.wav").write_text("not sound") and p / "a.wav", "cannot be read as audio"),
+    "nan": (lambda p: wav(p / "a.wav", np.full(99, np.nan, np.float32), subtype="FLOAT"), "NaN"),
+    "zero length": (lambda p: wav(p / "a.wav", TONE[:0]), "zero length"),
+    "silent": (lambda p: wav(p / "a.wav", TONE * 0), "silent"),
+    "8 channels": (lambda p: wav(p / "a.wav", np.stack([TONE] * 8, 1)), "8 channels.*--channel N"),
+    "192 kHz": (lambda p: wav(p / "a.wav", TONE, 192000), "192000 Hz.*sox"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_each_bad_input_has_its_own_error(case: str, tmp_path: Path) -> None:
+    make, message = BAD[case]
+    path = make(tmp_path)  # type: ignore[no-untyped-call]
+    with pytest.raises(AudioError, match=message):
+        audio.read(path, RATE)
+
+
+def test_channels_are_averaged_or_picked(tmp_path: Path) -> None:
+    stereo = wav(tmp_path / "a.wav", np.stack([TONE, np.zeros_like(TONE)], 1))
+    np.testing.assert_allclose(audio.read(stereo, RATE), TONE / 2, atol=1e-4)
+    eight = wav(tmp_path / "b.wav", np.stack([TONE * 0] * 3 + [TONE] + [TONE * 0] * 4, 1))
+    np.testing.assert_allclose(audio.read(eight, RATE, channel=3), TONE, atol=1e-4)
+    with pytest.raises(AudioError, match="no channel 8"):
+        audio.read(eight, RATE, channel=8)
+
+
+def test_a_streamed_wav_without_a_length_is_read(tmp_path: Path) -> None:
+    raw = wav(tmp_path / "a.wav").read_bytes()
+    at = raw.index(b"data") + 4
+    (tmp_path / "a.wav").write_bytes(raw[:at] + struct.pack("<I", 0xFFFFFFFF) + raw[at + 4 :])
+    assert len(audio.read(tmp_path / "a.wav", RATE)) == RATE
+
+
+def test_resampling_keeps_pitch_and_length(tmp_path: Path) -> None:
+    t = np.arange(48000) / 48000
+    path = wav(tmp_path / "a.wav", (0.5 * np.sin(2 * np.pi * 440 * t)).astype(np.float32), 48000)
+    x = audio.read(path, RATE)
+    assert abs(len(x) - RATE) <= 1 and np.abs(np.fft.rfft(x)).argmax() == 440
+
+
+@pytest.mark.parametrize("samples", [90, 201, 4800, 80_000, 479_900, 480_000])
+def test_log_mel_is_whispers(samples: int) -> None:
+    from transformers import WhisperFeatureExtractor
+
+    x = (np.random.default_rng(samples).standard_normal(samples) * 0.1).astype(np.float32)
+    expected = WhisperFeatureExtractor()(x, sampling_rate=RATE, return_tensors="np").input_features[0]
+    np.testing.assert_allclose(audio.log_mel(x, FrontEndSpec(), 3000), expected, atol=1e-4)
+
+
+def test_written_wav_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with audio.WavWriter(tmp_path / "a.wav", 24000) as out:
+        out.write(TONE)
+        assert not (tmp_path / "a.wav").exists()
+        out.write(TONE * 10)  # beyond full scale: clipped, not wrapped
+    back, rate = soundfile.read(tmp_path / "a.wav")
+    assert rate == 24000 and len(back) == 2 * RATE and back[RATE:].max() > 0.99
+    np.testing.assert_allclose(back[:RATE], TONE, atol=1e-4)
+    with pytest.raises(RuntimeError), audio.WavWriter(tmp_path / "b.wav", 24000):
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+    with pytest.raises(AudioError, match="cannot be written"):
+        audio.WavWriter(tmp_path / "none" / "a.wav", 24000)
