@@ -17,7 +17,7 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 State = Any
-"""Engine-private: the KV cache of one turn, with `length` (frames cached so far)."""
+"""Engine-private: the KV cache of one turn, with `length` (frames cached so far). Dropping it frees the cache."""
 Hidden = Any
 """Engine-private: what the heads read of the last position of each active row."""
 CodecState = Any
@@ -56,10 +56,6 @@ class LanguageModel(Protocol):
 
     def drop(self, state: State, row: int) -> None:
         """Row `row` (the last active one) is no longer wanted."""
-        ...
-
-    def release(self, state: State) -> None:
-        """The turn is over: its KV cache may serve the next one."""
         ...
 
     def text_logits(self, hidden: Hidden, row: int) -> F32:

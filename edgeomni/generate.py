@@ -84,11 +84,8 @@ def generate(
     """
     room = _room(spec, prompt, options)
     turn = _Turn(components, spec, task, prompt, options, spans)
-    try:
-        hidden = turn.prefill(features, prompt.length + room)
-        yield from turn.frames(hidden, room, cancelled)
-    finally:
-        turn.release()
+    hidden = turn.prefill(features, prompt.length + room)
+    yield from turn.frames(hidden, room, cancelled)
 
 
 def _room(spec: OmniSpec, prompt: Prompt, options: Options) -> int:
@@ -168,12 +165,6 @@ class _Turn:
         if len(rest):
             yield Samples(rest)
         yield Stop(reason, self.audio.silent_frames if self.audio else 0, busy)
-
-    def release(self) -> None:
-        """Gives the KV cache back to the engine, also when the consumer stops listening."""
-        if self.state is not None:
-            self.llm.release(self.state)
-        self.state = None
 
     def _step(self, frame: Frame) -> Hidden:
         ids = np.concatenate([shift_audio(self.layout, frame.audio), [frame.text]])

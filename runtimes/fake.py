@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ class FakeEncoder:
         return np.repeat(np.arange(n, dtype=np.float32)[:, None], self.spec.body.width, axis=1)
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeState:
     rows: int
     active: int = 1
@@ -45,12 +46,13 @@ class FakeLanguageModel:
 
     def __init__(self, spec: OmniSpec, frames: Sequence[Sequence[int]]) -> None:
         self.spec, self.frames = spec, [list(f) for f in frames]
-        self.states: list[FakeState] = []
+        self.states: WeakSet[FakeState] = WeakSet()
+        """Of turns that still run."""
         self.text_heads = self.audio_heads = 0
 
     def start(self, rows: int, max_frames: int) -> FakeState:
         state = FakeState(rows)
-        self.states.append(state)
+        self.states.add(state)
         return state
 
     def forward(self, ids: I32, features: F32 | None, state: FakeState, feature_start: int = 1) -> int:
@@ -67,9 +69,6 @@ class FakeLanguageModel:
 
     def drop(self, state: FakeState, row: int) -> None:
         state.active = row
-
-    def release(self, state: FakeState) -> None:
-        self.states.remove(state)
 
     def text_logits(self, hidden: int, row: int) -> F32:
         self.text_heads += 1
