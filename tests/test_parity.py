@@ -2,60 +2,57 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from conftest import Golden
 
 from edgeomni import AudioChunk, Session, TurnEnd
-from edgeomni.bundle import Bundle
 from edgeomni.convert import export_bundle
-from edgeomni.evaluate.gate import GateOptions
 from edgeomni.sampling import Sampling
 from edgeomni.spec import AUDIO_OUT
+from edgeomni.tokens import frames_to_codes, undelay
 
-GREEDY = Sampling(greedy=True)
 TASKS = {"aa": "AA", "at": "AT", "asr": "ASR", "ta": "TA", "tt": "TT", "two-row aa": "BATCH", "stream": "STREAM"}
 
 
-@pytest.fixture(scope="module", params=["torch", "onnxruntime", "portable"])
-def session(request: pytest.FixtureRequest, golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Session:
+@pytest.fixture(scope="module", params=["torch", "ort", "portable"])
+def session(request: pytest.FixtureRequest, golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Session:
     if request.param == "torch":
-        return Session.open(golden_dir)
-    flavour = "portable" if request.param == "portable" else "ort"
-    out = tmp_path_factory.mktemp("parity") / flavour
-    export_bundle(golden_dir, out, precision="fp32", flavour=flavour, gate=GateOptions())
-    return Session.open(Bundle.open(out))
+        return Session.open(golden.path)
+    out = tmp_path_factory.mktemp("parity") / request.param
+    return Session.open(export_bundle(golden.path, out, precision="fp32", flavour=request.param))
 
 
-def end_of(session: Session, task: str, golden_dir: Path, meta: dict[str, object], **kwargs: object) -> TurnEnd:
-    question = {"audio": golden_dir / "question.wav"} if task[0] == "a" else {"text": meta["text"]}
-    events = session.respond(task, sampling=GREEDY, max_length=meta["max_returned_tokens"], **question, **kwargs)  # type: ignore[arg-type]
-    end = list(events)[-1]
-    assert isinstance(end, TurnEnd)
-    return end
+def events_of(session: Session, golden: Golden, task: str, **kwargs: Any) -> list[Any]:
+    question = {"audio": golden.path / "question.wav"} if task[0] == "a" else {"text": golden.meta["text"]}
+    limit = golden.meta["max_returned_tokens"]
+    return list(session.respond(task, sampling=Sampling(greedy=True), max_length=limit, **question, **kwargs))
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_greedy_streams_are_exact(
-    name: str, session: Session, golden_dir: Path, golden: dict[str, np.ndarray], meta: dict[str, object]
-) -> None:
+def test_greedy_streams_are_exact(name: str, session: Session, golden: Golden) -> None:
     two_row = TASKS[name] in ("BATCH", "STREAM")
     task = "aa" if two_row else name
-    end = end_of(session, task, golden_dir, meta, two_row=two_row)
+    end = events_of(session, golden, task, two_row=two_row)[-1]
+    assert isinstance(end, TurnEnd)
     expected = golden[f"{TASKS[name]}_tokens"]
     np.testing.assert_array_equal(end.tokens if task in AUDIO_OUT else end.tokens[-1], expected)
 
 
-def test_the_streamed_wave_is_the_offline_decode(
-    session: Session, golden_dir: Path, golden: dict[str, np.ndarray], meta: dict[str, object]
-) -> None:
-    codebook = session.spec.layout.codebook_size
-    if (golden["AA_codes2"] >= codebook).any():
-        pytest.fail("the golden answer holds no decodable codes")
-    events = list(
-        session.respond("aa", golden_dir / "question.wav", sampling=GREEDY, two_row=False,
-                        max_length=int(str(meta["max_returned_tokens"])))
-    )  # fmt: skip
+def test_the_streamed_wave_is_the_offline_decode(session: Session, golden: Golden, golden_model: Any) -> None:
+    """Random codecs may amplify rounding without bound (activations of thousands go into sin), so the yardstick is
+    how far the published float32 decode itself lies from the same decode in float64."""
+    events = events_of(session, golden, "aa", two_row=False)
     wave = np.concatenate([e.samples for e in events if isinstance(e, AudioChunk)])
-    np.testing.assert_allclose(wave, golden["AA_wave"], atol=1e-4)
+    codes = frames_to_codes(undelay(golden["AA_tokens"][:-1]), session.spec.codec)
+    golden_model.codec.double()
+    try:
+        exact = golden_model.decode_codes([torch.from_numpy(c)[None] for c in codes]).detach().numpy()
+    finally:
+        golden_model.codec.float()
+    rounding = np.abs(golden["AA_wave"] - exact).max()
+    error = np.abs(wave - exact).max()
+    assert error <= 1e-4 + 5 * rounding

@@ -1,0 +1,122 @@
+"""`edgeomni inspect` and `edgeomni verify`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from rich.table import Table
+
+from ..bundle import COMPONENTS, Bundle
+from .common import console
+
+_INDEX = re.compile(r"(\.\d+(x\d+)?)+\b")
+"""The numbers in names like past_key.0 and tail.64x1."""
+
+
+@click.command("inspect")
+@click.argument("bundle")
+@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON, with size and digest.")
+def inspect_(bundle: str, as_json: bool) -> None:
+    """Show what BUNDLE holds: components, engines, precisions, sizes, I/O, gate figures, provenance, licences."""
+    opened = Bundle.open(bundle, hashes=False)
+    if as_json:
+        click.echo(json.dumps(describe(opened), sort_keys=True))
+        return
+    out = console()
+    for table in tables(opened):
+        out.print(table)
+
+
+@click.command("verify")
+@click.argument("bundle")
+def verify_(bundle: str) -> None:
+    """Check every file of BUNDLE against its recorded SHA-256 (exit 1 where one differs)."""
+    opened = Bundle.open(bundle, hashes=True)
+    click.echo(f"{bundle}: {len(opened.entries())} files, {opened.size / 1e6:.1f} MB, all as recorded")
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    return {**bundle.manifest.to_dict(), "size": bundle.size, "digest": bundle.digest}
+
+
+def tables(bundle: Bundle) -> Iterator[Table]:
+    yield _components(bundle)
+    yield _graphs(bundle)
+    yield gate_table(bundle.manifest.gate)
+    yield _pairs("provenance", {**bundle.manifest.provenance, "digest": bundle.digest})
+    yield _pairs("licences", bundle.manifest.licences)
+
+
+def _components(bundle: Bundle) -> Table:
+    table = Table("component", "engine", "format", "precision", "stored as", title=str(bundle.path))
+    table.add_column("MB", justify="right")
+    for name in COMPONENTS:
+        part = bundle.manifest.components[name]
+        stored = ", ".join(f"{group} {scheme}" for group, scheme in part.scheme.items())
+        size = sum(f.size for f in part.files) / 1e6
+        table.add_row(name, part.engine, part.format, part.precision, stored, f"{size:.2f}")
+    table.add_row("total", "", "", "", "", f"{bundle.size / 1e6:.2f}")
+    return table
+
+
+def _graphs(bundle: Bundle) -> Table:
+    table = Table("graph", "file", "inputs", "outputs", title="I/O")
+    for name in COMPONENTS:
+        part = bundle.manifest.components[name]
+        for role, graph in part.graphs.items():
+            table.add_row(f"{name}/{role}", graph["path"], _signature(graph["inputs"]), _signature(graph["outputs"]))
+    return table
+
+
+def _signature(ports: Any) -> str:
+    """Ports as the exporter wrote them; past_key.0, past_key.1, ... are shown once."""
+    items = ports.items() if isinstance(ports, dict) else ((p, "") if isinstance(p, str) else _port(p) for p in ports)
+    shown: dict[str, set[str]] = {}
+    for name, shape in items:
+        shown.setdefault(_INDEX.sub(".*", name), set()).add(_shape(shape))
+    return "\n".join(f"{n} {s.pop() if len(s) == 1 else '(several shapes)'}".strip() for n, s in shown.items())
+
+
+def _port(port: Any) -> tuple[str, Any]:
+    if isinstance(port, dict):
+        return str(port.get("name")), port.get("shape", "")
+    return str(port[0]), list(port[1:])
+
+
+def _shape(shape: Any) -> str:
+    if isinstance(shape, dict):
+        return f"{shape.get('dtype', '')} {shape.get('shape', '')}".strip()
+    return str(shape).replace("'", "") if shape != "" else ""
+
+
+def gate_table(gate: dict[str, Any]) -> Table:
+    """The gate's figures as bundle.json holds them."""
+    table = Table("part", "figure", "value", "wanted", "", title="gate")
+    for part in ("fidelity", "quality"):
+        for name, entry in gate.get(part, {}).items():
+            limits = [f"{k.replace('_', ' ')} {v:g}" for k, v in entry.items() if k.startswith("at_") and v is not None]
+            table.add_row(part, name, _number(entry["value"]), ", ".join(limits), entry["verdict"])
+    return table
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _pairs(title: str, data: dict[str, Any]) -> Table:
+    table = Table("", "", title=title, show_header=False)
+    for key, value in _flat(data):
+        table.add_row(key, value)
+    return table
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _number(value)

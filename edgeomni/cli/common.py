@@ -1,0 +1,132 @@
+"""What all commands share: late imports, errors and warnings as one plain line, shared options."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from ..errors import EdgeOmniError, UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+COMMANDS = {
+    "init": "init", "export": "export", "run": "run", "inspect": "bundles", "verify": "bundles", "profile": "profile",
+    "demo": "demo", "doctor": "doctor",
+}  # fmt: skip
+"""Command -> module of this package that holds it, under the command's name (`init_`, `export_`, ...)."""
+INTERRUPTED = 130
+PIPED_WIDTH = 120
+
+
+class CommandGroup(click.Group):
+    """Imports a command when it is asked for; turns errors into one line on stderr and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f".{COMMANDS[cmd_name]}", __package__)
+        command: click.Command = getattr(module, f"{cmd_name}_")
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except Exception as exc:
+            if ctx.params.get("debug"):
+                raise
+            raise _Failure(exc) from exc
+
+
+class _Failure(click.ClickException):
+    def __init__(self, exc: Exception) -> None:
+        super().__init__(_describe(exc))
+        self.exit_code = exc.exit_code if isinstance(exc, EdgeOmniError) else 1  # type: ignore[misc]
+
+
+def _describe(exc: Exception) -> str:
+    if isinstance(exc, EdgeOmniError):
+        return str(exc)
+    if isinstance(exc, ModuleNotFoundError):
+        return f'{exc.name} is not installed, and this needs it: pip install "edgeomni[export]" (see `edgeomni doctor`)'
+    if isinstance(exc, OSError) and exc.strerror:
+        return f"{exc.filename or 'system'}: {exc.strerror}"
+    return f"{type(exc).__name__}: {exc} (not expected: run `edgeomni --debug ...` and report the traceback)"
+
+
+@contextmanager
+def plain_messages() -> Iterator[None]:
+    """The library's warnings and log records as `warning: ...` on stderr, while a command runs."""
+    logger, handler = logging.getLogger("edgeomni"), _Stderr()
+    logger.addHandler(handler)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_kw: click.echo(f"warning: {message}", err=True)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+
+
+class _Stderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
+
+
+def console(*, err: bool = False) -> Console:
+    """Where tables go; wide enough for them when the output is not a terminal."""
+    out = Console(stderr=err, highlight=False)
+    return out if out.is_terminal else Console(stderr=err, highlight=False, width=PIPED_WIDTH)
+
+
+def fresh(path: str | os.PathLike[str], force: bool) -> Path:
+    """The path of an output file. Raises UsageError if it exists (without force) or its folder does not."""
+    out = Path(path)
+    if out.is_dir():
+        raise UsageError(f"{out} is a directory; give a file name")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists; give another name, or --force to overwrite it")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent}: no such directory; make it first")
+    return out
+
+
+def fresh_folder(path: str | os.PathLike[str], force: bool) -> Path:
+    """The path of a folder to write. Raises UsageError if it exists, unless `force`."""
+    if (out := Path(path)).exists() and not force:
+        raise UsageError(f"{out} exists; give another name, or --force to replace it")
+    return out
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several click options as one decorator, shown in the order given."""
+
+    def apply(command: F) -> F:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+engine_options = options(
+    click.option("--threads", type=click.IntRange(1), help="Threads to compute with [default: all cores]."),
+    click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
+    click.option("--engine", help="Insist on this engine (onnxruntime for a bundle, torch for a checkpoint)."),
+)
+force_option = click.option("--force", is_flag=True, help="Overwrite what exists.")

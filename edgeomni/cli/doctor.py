@@ -1,0 +1,80 @@
+"""`edgeomni doctor`: what is here, and what to install for what is not."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from typing import Any
+
+import click
+from rich.table import Table
+
+from .. import __version__
+from ..hardware import closest_profile, detect
+from .common import console
+
+PARTS = {
+    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "edgeomni", "runs onnx bundles"),
+    "torch": (("torch",), "edgeomni[export]", "runs checkpoints; needed by init and export"),
+    "transformers": (("transformers",), "edgeomni[export]", "needed by init and export"),
+    "onnx": (("onnx",), "edgeomni[export]", "needed by export"),
+    "snac": (("snac",), "edgeomni[export]", "needed by init and export"),
+    "llama-cpp-python": (("llama-cpp-python",), "edgeomni[gguf]", "for gguf bundles, not written yet"),
+    "openvino": (("openvino",), "edgeomni[openvino]", "for openvino bundles, not written yet"),
+    "tensorrt-rtx": (("tensorrt-rtx",), "edgeomni[tensorrt]", "for tensorrt bundles, not written yet"),
+    "tensorrt": (("tensorrt",), "edgeomni[jetson]", "for tensorrt bundles on Jetson, not written yet"),
+    "optimum": (("optimum",), "edgeomni[optimum]", "for optimum's command line, not written yet"),
+    "sounddevice": (("sounddevice",), "edgeomni[play]", "run --play"),
+}
+"""Part -> (distributions that bring it, what to install, what for)."""
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON line.")
+def doctor_(as_json: bool) -> None:
+    """List the engines found, their versions and what to install; say what this machine is."""
+    report = examine()
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    out = console()
+    out.print(_table(report))
+    for key, value in report["machine"].items():
+        out.print(f"{key:>16}: {value}")
+
+
+def examine() -> dict[str, Any]:
+    """Versions are read from installed metadata, so that nothing heavy is imported."""
+    machine = detect()
+    parts = {
+        name: {"version": _version(names), "install": f'pip install "{extra}"', "use": use}
+        for name, (names, extra, use) in PARTS.items()
+    }
+    facts = {**machine.to_dict(), "closest_profile": closest_profile(machine)}
+    return {"edgeomni": __version__, "engines": parts, "providers": _providers(), "machine": facts}
+
+
+def _version(distributions: tuple[str, ...]) -> str | None:
+    for name in distributions:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _providers() -> list[str]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return list(onnxruntime.get_available_providers())
+
+
+def _table(report: dict[str, Any]) -> Table:
+    table = Table("engine or part", "version", "for", "install", title=f"EdgeOmni {report['edgeomni']}")
+    for name, part in report["engines"].items():
+        use = part["use"] + (f" ({', '.join(report['providers'])})" if name == "onnxruntime" else "")
+        missing = not part["version"]
+        table.add_row(name, part["version"] or "not found", use, part["install"].replace("[", r"\[") if missing else "")
+    return table

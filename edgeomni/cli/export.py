@@ -1,0 +1,89 @@
+"""`edgeomni export`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..bundle import COMPONENTS
+from ..errors import UsageError
+from ..hardware import HardwareProfile, load_profile
+from .bundles import gate_table
+from .common import console, force_option, options
+from .init import check_preset, random_source
+
+component_options = options(
+    click.option("--format", "target", default="onnx", show_default=True, help="Format of what is not named below."),
+    click.option("--precision", type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+                 help="Of all components, none below its floor [default: what --profile chooses, else int4]."),
+    click.option("--encoder", metavar="FORMAT:PRECISION", help="onnx:int8, for instance."),
+    click.option("--llm", metavar="FORMAT:PRECISION", help="onnx:int4, for instance."),
+    click.option("--codec", metavar="FORMAT:PRECISION", help="onnx:fp32, for instance."),
+    click.option("--flavour", type=click.Choice(["ort", "portable"]), default="ort", show_default=True,
+                 help="ONNX Runtime's fused operators, or standard ones."),
+    click.option("--block", type=click.IntRange(1), help="Inputs per scale in the LLM's blocks."),
+    click.option("--threads", type=click.IntRange(1), help="Threads for the gate [default: all cores]."),
+)  # fmt: skip
+gate_options = options(
+    click.option("--gate", multiple=True, metavar="NAME=VALUE", help="Change a threshold (llm.top1=0.99). Repeatable."),
+    click.option("--no-gate", is_flag=True, help="Tell what was missed, and go on."),
+)
+
+
+@click.command("export")
+@click.argument("checkpoint", required=False)
+@random_source
+@click.option("-o", "--output", required=True, help="Bundle directory to write.")
+@component_options
+@gate_options
+@click.option("--profile", "profile_name", help="Hardware profile: its precisions, its budget for the size.")
+@force_option
+def export_(checkpoint: str | None, output: str, profile_name: str | None, **how: Any) -> None:
+    """Make a bundle of CHECKPOINT, judged by the gate before it gets its name.
+
+    \b
+    edgeomni export ckpt -o bundle --precision int4
+    edgeomni export ckpt -o bundle --encoder onnx:int8 --llm onnx:int4 --codec onnx:fp32
+    edgeomni export --preset tiny --random --seed 0 -o bundle
+    """
+    profile = load_profile(profile_name) if profile_name else None
+    request = _request(how, profile)
+    source = _source(checkpoint, how)
+    from .. import convert
+
+    with convert.console_progress() as progress:
+        bundle = convert.export_bundle(source, output, **request, progress=progress, on_gate=_show)
+    click.echo(f"{output}: {bundle.size / 1e6:.1f} MB, digest {bundle.digest[:12]}")
+    if profile:
+        profile.judge({"bundle_mb": bundle.size / 1e6})
+
+
+def _source(checkpoint: str | None, how: dict[str, Any]) -> Any:
+    """A checkpoint's path, or the random model asked for in its place. Raises UsageError unless it is one of them."""
+    check_preset(how["preset"], how["random"])
+    if (checkpoint is None) == (how["preset"] is None):
+        raise UsageError("give CHECKPOINT or --preset mini-omni|tiny --random, not both")
+    if checkpoint is not None:
+        return checkpoint
+    from ..model import checkpoints
+
+    return checkpoints.preset(how["preset"], how["seed"])
+
+
+def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, Any]:
+    """Options -> arguments of export_bundle. What is spelled out wins; --precision wins over the profile's choices."""
+    from ..convert import choices
+    from ..evaluate.gate import GateOptions, parse_limit
+
+    precision = how["precision"] or "int4"
+    formats = profile.choices() if profile and not how["precision"] else dict.fromkeys(COMPONENTS, how["target"])
+    formats.update({name: how[name] for name in COMPONENTS if how[name]})
+    choices(precision, formats, how["block"])
+    gate = GateOptions(dict(parse_limit(text) for text in how["gate"]), enforce=not how["no_gate"])
+    same = {k: how[k] for k in ("flavour", "block", "threads", "force")}
+    return {**same, "precision": precision, "formats": formats, "gate": gate}
+
+
+def _show(gate: dict[str, Any]) -> None:
+    console().print(gate_table(gate))

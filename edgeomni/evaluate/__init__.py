@@ -1,0 +1,1 @@
+"""Metrics and the gate: is the exported model the same model?"""

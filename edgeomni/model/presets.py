@@ -1,0 +1,206 @@
+"""Presets with random weights, for benchmarks and tests: real shapes and tiny ones, the same for the same seed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.models.whisper.modeling_whisper import sinusoids
+
+from ..errors import UsageError
+from ..spec import AdapterSpec, BodySpec, EncoderSpec, OmniSpec, TokenLayout
+from . import codecs, encoders
+from .omni import OmniModel, fill, skeleton
+from .tensors import Shapes, shapes_of
+
+_AUDIO_SPECIALS = 64
+_TEXT_SPECIALS = 64
+_LOGIT_STD = 1.5
+_QUIET_SPECIALS = 0.1
+_WAVE_STD = 0.15
+_ATTENTION_GAIN = 2.5
+_BRANCH_GAIN = 1.0
+
+_WORDS = (
+    "<unk> . , ? ! the of and to in is you that it he was for on are with as his they at be this from have or by "
+    "one had not but what all were when we there can an your which their said if do will each about how up out "
+    "them then she many some so these would other into has more her two like him see time could no make than "
+    "first been its who now people my made over did down only way find use may water long little very after words "
+    "called just where most know get through back much before go good new write our used me man too any day same "
+    "right look think also around another came come work three word must because does part even place well such "
+    "here take why things help put years different away again off went old number great tell men say small every"
+)
+_ONSETS = (*"bdfghklmnprstvwz", "ch", "sh", "th", "br", "dr", "gr", "kr", "pl", "st", "tr")
+_NUCLEI = (*"aeiou", "ai", "ea", "oo")
+_CODAS = ("", *"nrlstmk")
+
+
+@dataclass(frozen=True)
+class Preset:
+    encoder: EncoderSpec
+    adapter: AdapterSpec
+    body: BodySpec
+    text_words: int
+    snac: dict[str, Any]
+    context: int = 2048
+
+
+def _snac(encoder_dim: int, decoder_dim: int, codebook_size: int) -> dict[str, Any]:
+    """SNAC 24 kHz's structure (hubertsiuzdak/snac_24khz, config.json)."""
+    return {
+        "kind": "snac", "sampling_rate": 24000, "encoder_dim": encoder_dim, "encoder_rates": [2, 4, 8, 8],
+        "decoder_dim": decoder_dim, "decoder_rates": [8, 8, 4, 2], "attn_window_size": None,
+        "codebook_size": codebook_size, "codebook_dim": 8, "vq_strides": [4, 2, 1], "noise": True, "depthwise": True,
+    }  # fmt: skip
+
+
+def _qwen2(layers: int, width: int, heads: int, kv_heads: int, ffn: int) -> BodySpec:
+    return BodySpec(
+        "qwen2", layers, width, heads, kv_heads, head_dim=width // heads, ffn=ffn, rope_theta=1e6, qkv_bias=True
+    )
+
+
+PRESETS = {
+    "mini-omni": Preset(
+        EncoderSpec(layers=12, width=768, heads=12, ffn=3072), AdapterSpec("swiglu", hidden=4864),
+        _qwen2(24, 896, 14, 2, 4864), text_words=151936, snac=_snac(48, 1024, 4096),
+    ),
+    "tiny": Preset(
+        EncoderSpec(layers=2, width=64, heads=4, ffn=256), AdapterSpec("swiglu", hidden=256),
+        _qwen2(3, 128, 4, 2, 256), text_words=448, snac=_snac(4, 64, 256),
+    ),
+}  # fmt: skip
+
+
+def check(name: str) -> None:
+    """Raises UsageError for an unknown name."""
+    if name not in PRESETS:
+        raise UsageError(f"no preset {name!r}; known are {', '.join(PRESETS)}")
+
+
+def preset(name: str, seed: int = 0) -> OmniModel:
+    """OmniModel of that shape with random weights: deterministic, logits spread, codec audible but below 1.
+
+    Rows of special tokens are small, so that greedy answers consist of words and codec entries.
+    """
+    check(name)
+    shape = PRESETS[name]
+    model = skeleton(_spec_of(shape), shape.snac)
+    fill(model, _draw_all(shapes_of(model.state_dict()), seed))
+    _quiet_specials(model)
+    _level_codec(model)
+    model.tokenizer_json = word_tokenizer(shape.text_words)
+    model.provenance = {
+        "weights": "random", "kind": "preset", "source": f"{name}, seed {seed}", "source_hash": f"preset:{name}:{seed}"
+    }  # fmt: skip
+    model.licences = dict.fromkeys(("encoder", "llm", "codec"), "random weights, no licence needed")
+    return model
+
+
+def word_tokenizer(words: int) -> str:
+    """tokenizer.json with one printable, lower-case word per id; text is split at blanks and punctuation."""
+    vocab = dict.fromkeys(_WORDS.split())
+    syllables = ["".join(parts) for parts in product(_ONSETS, _NUCLEI, _CODAS)]
+    count = len(syllables)
+    for i in range(count * count):  # both strides have no divisor in common with `count`, so no pair comes twice
+        if len(vocab) >= words:
+            break
+        vocab.setdefault(syllables[37 * i % count] + syllables[(53 * i + i // count) % count])
+    return json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": None, "decoder": None,
+        "model": {
+            "type": "WordLevel", "vocab": {w: i for i, w in enumerate(list(vocab)[:words])}, "unk_token": "<unk>"
+        },
+    })  # fmt: skip
+
+
+def _spec_of(shape: Preset) -> OmniSpec:
+    codec = codecs.spec_of(shape.snac)
+    layout = TokenLayout(
+        shape.text_words + _TEXT_SPECIALS, codec.codebook_size + _AUDIO_SPECIALS, codec.codebook_size, codec.streams,
+        _TEXT_SPECIALS,
+    )  # fmt: skip
+    return OmniSpec(
+        front_end=encoders.front_end(shape.encoder, 80), encoder=shape.encoder, adapter=shape.adapter,
+        body=shape.body, layout=layout, codec=codec, context=shape.context,
+    )  # fmt: skip
+
+
+def _draw_all(shapes: Shapes, seed: int) -> dict[str, Tensor]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(shapes, pool.map(lambda name: draw(name, shapes[name], seed), shapes), strict=True))
+
+
+def draw(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """One tensor of the state dict: normal weights of unit gain, norms of 1, snake alphas of 0.5 to 1.5.
+
+    Each tensor has its own stream of numbers, so that they can be drawn side by side and in any order.
+    """
+    if name == "encoder.embed_positions.weight":
+        return sinusoids(*shape)
+    if name.endswith(".original0"):
+        return torch.full(shape, _weight_norm_gain(name))
+    if "norm" in name and name.endswith("weight") and len(shape) == 1:
+        return torch.ones(shape)
+    stream = np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
+    if name.endswith(".alpha"):
+        return torch.from_numpy(stream.uniform(0.5, 1.5, shape).astype(np.float32))
+    return torch.from_numpy(stream.standard_normal(shape, np.float32)).mul_(_std_of(name, shape))
+
+
+def _std_of(name: str, shape: tuple[int, ...]) -> float:
+    if name.endswith(".bias"):
+        return 0.02
+    if name.startswith("codec."):  # the length of its rows is set by the weight norm
+        return 1.0
+    if name.startswith(("embedding.", "text_head.", "audio_head.")):
+        return _LOGIT_STD / math.sqrt(shape[1])
+    return _gain_of(name, shape[0]) / math.sqrt(math.prod(shape[1:]))
+
+
+def _gain_of(name: str, out: int) -> float:
+    """Output over input of a linear map. In the body: attention that chooses, branches that match a frame's input.
+
+    Without it a causal average of all frames drowns the newest one, and greedy answers stand still.
+    """
+    if not name.startswith(("body.", "tts.")):
+        return 0.8
+    if "q_proj" in name or "k_proj" in name:
+        return _ATTENTION_GAIN
+    return _BRANCH_GAIN / math.sqrt(out) if "o_proj" in name or "down_proj" in name else 1.0
+
+
+def _weight_norm_gain(name: str) -> float:
+    """Row norms of SNAC's convolutions: about unit gain, residual branches (block.3 of a unit) at a third."""
+    return 0.33 if ".block.3.parametrizations" in name and ".block.3.block.3." not in name else 1.0
+
+
+@torch.no_grad()
+def _quiet_specials(model: OmniModel) -> None:
+    layout = model.spec.layout
+    model.text_rows()[layout.eot :] *= _QUIET_SPECIALS
+    blocks = model.audio_rows().unflatten(0, (layout.streams, layout.audio_vocab))
+    blocks[:, layout.codebook_size :] *= _QUIET_SPECIALS
+
+
+@torch.no_grad()
+def _level_codec(model: OmniModel) -> None:
+    """Sets the last convolution's gain and bias from what it makes of eight frames of regular codes."""
+    codec, spec = model.codec, model.spec.codec
+    codes = [(torch.arange(8 * n)[None] * 7919 + 31) % spec.codebook_size for n in spec.ids_per_level]
+    last = codec.decoder.model[-2]
+    before_tanh = torch.atanh(model.decode_codes(codes).clamp(-0.999, 0.999))
+    gain = _WAVE_STD / before_tanh.std()
+    last.parametrizations.weight.original0 *= gain
+    last.bias.copy_((last.bias - before_tanh.mean()) * gain)

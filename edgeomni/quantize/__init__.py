@@ -1,0 +1,1 @@
+"""What gets which precision (policy) and how it is packed (schemes)."""

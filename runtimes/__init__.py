@@ -1,0 +1,64 @@
+"""Engines that run a bundle's components. Nothing here loads an engine before it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from ..bundle import Bundle
+from ..components import Components
+from ..errors import BundleError
+
+ENGINES: dict[str, dict[str, tuple[str, str]]] = {
+    "onnxruntime": {
+        "encoder": ("ort_encoder", "OrtEncoder"),
+        "llm": ("ort_llm", "OrtLanguageModel"),
+        "codec": ("ort_codec", "OrtCodec"),
+    }
+}
+"""Engine -> component -> (module, class). The class is called with (path, component, spec, sessions)."""
+
+
+def load(bundle: Bundle, *, threads: int | None = None, device: str = "cpu") -> Components:
+    """Opens all three components, each with the engine that its manifest entry names.
+
+    `threads` per session (None: all cores). Raises BundleError for an engine that this version does not know and
+    EngineError for one that is not installed or cannot load its graphs.
+    """
+    sessions = _SessionsByEngine(threads, device)
+    encoder, llm, codec = (_open(bundle, name, sessions) for name in ("encoder", "llm", "codec"))
+    return Components(encoder, llm, codec)
+
+
+def load_component(bundle: Bundle, name: str, *, threads: int | None = None, device: str = "cpu") -> Any:
+    """Opens one of encoder, llm, codec. Raises as `load` does."""
+    return _open(bundle, name, _SessionsByEngine(threads, device))
+
+
+def _open(bundle: Bundle, name: str, sessions: Callable[[str], Any]) -> Any:
+    component = bundle.manifest.components[name]
+    adapters = ENGINES.get(component.engine, {})
+    if name not in adapters:
+        raise BundleError(
+            f"{bundle.path}: the {name} wants the engine {component.engine!r}, which this EdgeOmni does not have; "
+            f"known are {', '.join(ENGINES)}"
+        )
+    module, cls = adapters[name]
+    adapter = getattr(import_module(f".{module}", __name__), cls)
+    return adapter(bundle.path, component, bundle.spec, sessions(component.engine))
+
+
+class _SessionsByEngine:
+    """One session factory per engine, made when the first component asks for it."""
+
+    def __init__(self, threads: int | None, device: str) -> None:
+        self._threads, self._device = threads, device
+        self._made: dict[str, Any] = {}
+
+    def __call__(self, engine: str) -> Any:
+        if engine not in self._made:
+            from .ort_session import SessionFactory  # the only engine with sessions so far
+
+            self._made[engine] = SessionFactory(self._threads, self._device)
+        return self._made[engine]

@@ -1,0 +1,38 @@
+"""Encoder on ONNX Runtime: log-mel in, LLM-width features out, one graph with the adapter inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from ..bundle import Component
+from ..components import F32
+from ..errors import EngineError
+from ..spec import OmniSpec
+from .ort_session import SessionFactory, translated
+
+
+class OrtEncoder:
+    """Fulfils components.Encoder."""
+
+    def __init__(self, bundle_path: Path, component: Component, spec: OmniSpec, sessions: SessionFactory) -> None:
+        self._spec = spec
+        self._session = sessions.open(bundle_path / component.graphs["encoder"]["path"])
+        self._run = ort.RunOptions()
+        # The attention scores of a 30 s window are 100 MB that nothing needs until the next question.
+        self._run.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def encode(self, mel: F32) -> F32:
+        """Log-mel [n_mels, t] (t even) -> features [t // 2, D]. Raises EngineError for another shape."""
+        n_mels, most = self._spec.front_end.n_mels, 2 * self._spec.encoder.context
+        if mel.ndim != 2 or len(mel) != n_mels or not 2 <= mel.shape[1] <= most or mel.shape[1] % 2:
+            raise EngineError(
+                f"the encoder takes log-mel [{n_mels}, t] with t even, 2 to {most}, not {list(mel.shape)}; "
+                "split the audio"
+            )
+        feed = {"mel": np.ascontiguousarray(mel[None], np.float32)}
+        with translated("the encoder failed", "try a shorter window or fewer threads"):
+            features: F32 = self._session.run(["features"], feed, self._run)[0][0]
+        return features

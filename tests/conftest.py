@@ -1,0 +1,73 @@
+"""Fixtures shared by the tests: golden outputs of the published code, and the tiny random preset."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads of torch would only wait for each other
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One layout directory with what the published code computed from it (its README tells the names)."""
+
+    path: Path
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def mel(self, frames: int = 3000) -> np.ndarray:
+        """The full log-mel [n_mels, 3000]: the stored head, the rest filled with its floor."""
+        head = self["mel"]
+        full = np.full((head.shape[0], frames), self["mel_fill"], np.float32)
+        full[:, : head.shape[1]] = head
+        return full
+
+    def features(self) -> np.ndarray:
+        """Whisper features before the adapter [T, width]."""
+        return self["audio_features"]
+
+
+def load_golden(path: Path) -> Golden:
+    with np.load(path / "golden.npz") as arrays:
+        return Golden(path, json.loads((path / "meta.json").read_text()), dict(arrays))
+
+
+@pytest.fixture(scope="session", params=sorted(p.name for p in GOLDEN.iterdir() if (p / "golden.npz").is_file()))
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return load_golden(GOLDEN / request.param)
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden: Golden) -> Any:
+    """OmniModel of the golden layout."""
+    from edgeomni.model import checkpoints
+
+    return checkpoints.load(golden.path)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Any:
+    """OmniModel of the tiny preset, seed 0; do not change it."""
+    from edgeomni.model import checkpoints
+
+    return checkpoints.preset("tiny", 0)
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny preset saved as our own checkpoint directory; do not change it."""
+    from edgeomni.model import checkpoints
+
+    return checkpoints.save(tiny_model, tmp_path_factory.mktemp("checkpoints") / "tiny")

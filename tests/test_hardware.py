@@ -1,0 +1,105 @@
+"""Hardware profiles: the shipped ones, and what is refused."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from edgeomni import hardware
+from edgeomni.errors import GateError, ProfileError
+from edgeomni.hardware import closest_profile, detect, load_profile, profile_names
+
+SHIPPED = {"desktop-rtx-4090", "jetson-agx-orin-64gb", "jetson-orin-nano-8gb", "x86-avx2", "x86-avx512"}
+TEXT = (Path(__file__).resolve().parent.parent / "profiles" / "x86-avx2.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_shipped_profile_is_whole(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    assert set(profile.choices()) == {"encoder", "llm", "codec"}
+    assert profile.device.source, "vendor figures need their source"
+    assert profile.run.threads <= 2 * profile.device.cores
+    assert profile.budgets.rtf is not None and profile.budgets.rtf < 1, "an answer must not outrun its own audio"
+    assert profile.budgets.peak_rss_mb is not None and profile.budgets.peak_rss_mb < profile.device.memory_gb * 1e3
+
+
+def test_the_first_five_devices_are_there() -> None:
+    assert set(profile_names()) >= SHIPPED
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("cores = 6", "cores = 6\nwatts = 3"), r"\[device\].*watts"),
+        (("cores = 6", 'cores = "six"'), r"\[device\].*cores"),
+        (("cores = 6", "cores = 0"), r"\[device\].*cores.*above 0"),
+        (("cores = 6\n", ""), r"\[device\].*missing.*cores"),
+        (("[budgets]", "[limits]"), r"\[budgets\].*missing"),
+        (("rtf = 0.6", "rft = 0.6"), r"\[budgets\].*rft"),
+        (('use = "onnx:int4"', 'use = "gguf:int4"'), r"\[components.llm\].*gguf"),
+        (('use = "onnx:int4"', 'use = "onnx:int2"'), r"\[components.llm\].*int2"),
+        (('engines = ["onnxruntime"]', 'engines = ["onnxruntime", "tensorrt"]'), r"tensorrt"),
+        (('engine = "onnxruntime"', 'engine = "torch"'), r"\[run\].*torch"),
+        (("[components.codec]", "[components.vocoder]"), r"\[components\].*codec"),
+        (("title = ", "title == "), "not valid TOML"),
+        (('matches = ["avx2"]', 'matches = ["avx2"]\ncolour = "red"'), "colour"),
+    ],
+)
+def test_a_mistake_is_refused_by_file_and_key(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+    assert change[0] in TEXT
+    path = tmp_path / "mine.toml"
+    path.write_text(TEXT.replace(*change), encoding="utf-8")
+    with pytest.raises(ProfileError, match=said) as caught:
+        load_profile(str(path))
+    assert "mine.toml" in str(caught.value)
+
+
+def test_a_profile_by_path_and_unknown_names(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(TEXT, encoding="utf-8")
+    assert load_profile(str(path)).device == load_profile("x86-avx2").device
+    with pytest.raises(ProfileError, match="no hardware profile 'toaster'; known are .*x86-avx2"):
+        load_profile("toaster")
+    with pytest.raises(ProfileError, match="gone.toml: cannot be read"):
+        load_profile(str(tmp_path / "gone.toml"))
+
+
+def test_budgets_name_every_figure_beyond_them() -> None:
+    profile = load_profile("x86-avx2")
+    profile.judge({"ttfa_s": 2.0, "rtf": 0.6, "peak_rss_mb": None})
+    with pytest.raises(GateError, match="ttfa_s is 2.5, the budget of x86-avx2 is 2; rtf is 0.9") as caught:
+        profile.judge({"ttfa_s": 2.5, "rtf": 0.9, "peak_rss_mb": 10})
+    assert caught.value.exit_code == 3
+
+
+def test_detect_tells_what_this_machine_is() -> None:
+    machine = detect()
+    assert machine.cores >= 1 and machine.cpu
+    assert machine.memory_gb is None or machine.memory_gb > 0.1
+    assert machine.label == machine.label.lower() and " " not in machine.label and "/" not in machine.label
+
+
+@pytest.mark.parametrize(
+    ("isa", "gpu", "board", "name"),
+    [
+        (("avx2", "avx512f", "avx512_vnni"), None, None, "x86-avx512"),
+        (("avx2", "avx512f"), None, None, "x86-avx2"),
+        (("avx2",), "NVIDIA GeForce RTX 4090, 24564 MiB", None, "desktop-rtx-4090"),
+        (("neon",), None, "NVIDIA Jetson Orin Nano Developer Kit", "jetson-orin-nano-8gb"),
+        (("neon",), None, "NVIDIA Jetson AGX Orin Developer Kit", "jetson-agx-orin-64gb"),
+        (("neon",), None, "Raspberry Pi 5", None),
+    ],
+)
+def test_the_closest_profile(isa: tuple[str, ...], gpu: str | None, board: str | None, name: str | None) -> None:
+    assert closest_profile(hardware.Machine("Linux", "cpu", 4, isa, 8.0, gpu, board)) == name
+
+
+def test_cpuinfo_is_read_on_both_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    arm = {"Features": "fp asimd asimddp", "CPU part": "0xd42"}
+    monkeypatch.setattr(hardware, "_cpuinfo", lambda: arm)
+    assert detect().isa == ("neon", "dotprod")
+    monkeypatch.setattr(hardware, "_cpuinfo", lambda: {})
+    assert detect().isa == () and detect().cpu == (platform.processor() or platform.machine())
