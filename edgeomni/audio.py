@@ -117,7 +117,7 @@ def _to_mono(name: str, samples: F32, channel: int | None) -> F32:
             f"{name}: has {channels} channels, and mixing them would blur the speech; "
             "pick the one with the speaker: --channel N (from 0)"
         )
-    return samples[:, 0] if channels == 1 else samples.mean(1, dtype=np.float32)
+    return samples[:, 0] if channels == 1 else np.asarray(samples.mean(1), np.float32)
 
 
 def feature_count(samples: int, spec: FrontEndSpec) -> int:
@@ -147,7 +147,7 @@ def log_mel(samples: F32, spec: FrontEndSpec, frames: int) -> F32:
     out = np.full((spec.n_mels, frames), np.log10(_MEL_FLOOR), np.float32)
     out[:, :busy] = mel
     np.maximum(out, out.max() - _MEL_RANGE, out=out)
-    return (out + 4) / 4
+    return np.asarray((out + 4) / 4, np.float32)
 
 
 def _reflect(padded: F32, half: int) -> F32:

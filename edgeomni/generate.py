@@ -111,11 +111,11 @@ class _Turn:
         self.text_ended = False
         self.seen: list[int] = []
         self.pad_audio = np.full(spec.layout.streams, spec.layout.pad_a, np.int64)
-        self.audio = (
-            AudioStream(components.codec, spec.codec, strict=options.strict, noise_seed=options.noise_seed)
-            if self.speaks
-            else None
-        )
+        self.audio: AudioStream | None = None
+        if self.speaks:
+            self.audio = AudioStream(
+                components.codec, spec.codec, spans, strict=options.strict, noise_seed=options.noise_seed
+            )
         self.recent: list[I64] = []
         self.forced = self._forced_streams()
         self.state: State | None = None
@@ -141,13 +141,14 @@ class _Turn:
 
     def frames(self, hidden: Hidden, room: int, cancelled: Callable[[], bool]) -> Iterator[Frame | Samples | Stop]:
         reason: StopReason = "length"
+        frame: Frame | None = None
         busy, since = 0.0, perf_counter()
         for index in range(room):
             if cancelled():
                 reason = "cancelled"
                 break
             with self.spans("frame"):
-                if index:
+                if frame is not None:
                     hidden = self._step(frame)
                 frame = self._choose(hidden, index)
             if index and (stop := self._stops(frame)):
@@ -218,11 +219,9 @@ class _Turn:
             return None
         self.recent = self.recent[-k:]
         diagonal = np.array([self.recent[i][i] for i in range(k)], np.int64)
-        with self.spans("codec"):
-            return self.audio.add(diagonal)
+        return self.audio.add(diagonal)
 
     def _finish(self, reason: StopReason) -> F32:
         if self.audio is None or reason == "cancelled":
             return np.zeros(0, np.float32)
-        with self.spans("codec"):
-            return self.audio.finish()
+        return self.audio.finish()

@@ -34,11 +34,11 @@ class Prompt:
 
     @property
     def length(self) -> int:
-        return self.ids.shape[2]
+        return int(self.ids.shape[2])
 
     @property
     def rows(self) -> int:
-        return self.ids.shape[0]
+        return int(self.ids.shape[0])
 
 
 def build(

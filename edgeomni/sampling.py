@@ -52,7 +52,7 @@ class Sampler:
     def audio(self, logits: F32) -> NDArray[np.int64]:
         """[K, audio_vocab] -> unshifted ids [K]."""
         if self._options.deterministic:
-            return logits.argmax(-1)
+            return np.asarray(logits.argmax(-1), np.int64)
         draws = self._rng.random(len(logits))
         return np.array([self._draw(row, u) for row, u in zip(logits, draws, strict=True)], np.int64)
 

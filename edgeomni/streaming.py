@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .components import CodecDecoder
 from .errors import EngineError
+from .spans import Spans
 from .spec import CodecSpec
 from .tokens import frames_to_codes
 
@@ -25,9 +26,10 @@ class AudioStream:
     """One answer's audio. Frames with ids that are no codec entries become silence, counted in `silent_frames`."""
 
     def __init__(
-        self, codec: CodecDecoder, spec: CodecSpec, *, strict: bool = False, noise_seed: int | None = None
-    ) -> None:
-        self._codec, self._spec, self._strict = codec, spec, strict
+        self, codec: CodecDecoder, spec: CodecSpec, spans: Spans, *, strict: bool = False,
+        noise_seed: int | None = None,
+    ) -> None:  # fmt: skip
+        self._codec, self._spec, self._spans, self._strict = codec, spec, spans, strict
         self._state = codec.open(noise_seed)
         self._waiting: list[I64] = []
         self._pushes = 0
@@ -65,7 +67,8 @@ class AudioStream:
 
     def _push(self, last: bool) -> F32:
         frames = np.stack(self._waiting) if self._waiting else np.zeros((0, self._spec.streams), np.int64)
-        samples = self._codec.decode(frames_to_codes(frames, self._spec), self._state, last)
+        with self._spans("codec"):
+            samples = self._codec.decode(frames_to_codes(frames, self._spec), self._state, last)
         self._waiting = []
         self._pushes += 1
         return self._silence(samples)

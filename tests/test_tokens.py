@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fakes import small_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeomni.errors import SpecError
 from edgeomni.spec import CodecSpec, OmniSpec, TokenLayout
 from edgeomni.tokens import codes_to_frames, delay, frames_to_codes, shift_audio, undelay
-from fakes import small_spec
 
 MINI_OMNI = TokenLayout(152000, 4160, 4096, 7)
 SNAC_24K = CodecSpec("snac", 24000, 4096, (4, 2, 1), 512)
