@@ -27,8 +27,11 @@ CodecState = Any
 class Encoder(Protocol):
     """Speech encoder with its adapter."""
 
-    def encode(self, mel: F32) -> F32:
-        """Log-mel [n_mels, t] (t even, t // 2 <= encoder context) -> features [t // 2, D]."""
+    def encode(self, mel: F32, wanted: int | None = None) -> F32:
+        """Log-mel [n_mels, t] (t even, t // 2 <= encoder context) -> features [t // 2, D].
+
+        With `wanted` only the first so many, which may cost less.
+        """
         ...
 
 

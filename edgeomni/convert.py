@@ -13,17 +13,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .audio import log_mel
-from .bundle import COMPONENTS, Bundle, Component, Manifest, describe_files, is_bundle, sha256, write_manifest
+from .bundle import COMPONENTS, Bundle, Component, Manifest, describe_files, is_bundle, write_manifest
 from .errors import ExportError, UsageError
-from .evaluate import compare, fidelity
-from .evaluate.gate import GateOptions, Report, judge
+from .evaluate.gate import GateOptions
+from .proof import judged
 from .quantize import policy
-from .quantize.schemes import parse
-from .spec import OmniSpec
 
 if TYPE_CHECKING:
-    from .components import F32, Components
     from .model.omni import OmniModel
 
 Say = Callable[[str], None]
@@ -31,10 +27,6 @@ TOKENIZER = "tokenizer.json"
 STEPS = 9
 """How often `export_bundle` calls `progress`."""
 _TOOLS = ("edgeomni", "numpy", "onnx", "onnxruntime", "torch", "transformers", "snac")
-_PROBE_SHARE = 0.4
-"""Part of the encoder's window that the synthetic probe fills; the rest is padding, as with most questions."""
-_SMALL = 20_000_000
-"""Parameters up to which torch computes with one thread."""
 _log = logging.getLogger("edgeomni")
 
 
@@ -62,7 +54,7 @@ def export_bundle(
             progress(f"export {name} ({':'.join(wanted[name])})")
             components[name] = _exported(model, name, stage, wanted[name], flavour, block)
         manifest = _manifest(model, components, stage, _command(wanted, flavour, block))
-        report = _judged(model, Bundle(stage, manifest), options, threads, progress)
+        report = judged(model, Bundle(stage, manifest), options, threads, progress)
         manifest.gate = report.to_dict()
         on_gate(manifest.gate)
         if options.enforce:
@@ -130,7 +122,22 @@ def _manifest(model: OmniModel, components: dict[str, Component], stage: Path, c
         path.write_text(model.tokenizer_json, encoding="utf-8")
         tokenizer = describe_files(stage, [path])[0]
     provenance = {**model.provenance, "tools": _versions(), "command": command}
+    if provenance.get("weights") == "trained" and (fresh := _untouched(model)):
+        provenance |= {"weights": "random", "random_because": f"{fresh}: every norm is still as initialised"}
     return Manifest(model.spec, components, tokenizer, provenance, dict(model.licences), gate={})
+
+
+def _untouched(model: OmniModel) -> str:
+    """The first of encoder and body whose norms no training step has ever moved; "" where all were trained."""
+    for part in ("encoder", "body"):
+        norms = [
+            p.detach() - (0 if name.endswith("bias") else 1)
+            for name, p in getattr(model, part).named_parameters()
+            if name.rpartition(".")[0].endswith("norm")
+        ]
+        if norms and not any(bool(n.any()) for n in norms):
+            return part
+    return ""
 
 
 def _command(wanted: Mapping[str, tuple[str, str]], flavour: str, block: int | None) -> str:
@@ -149,101 +156,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _judged(
-    model: OmniModel, bundle: Bundle, options: GateOptions, threads: int | None, progress: Say
-) -> Report:  # fmt: skip
-    """Measures the staged bundle against `model`. Files that are wrong as they lie there are not run any more."""
-    from .exporters.as_exported import computing_with
-
-    parts = bundle.manifest.components
-    trained = model.provenance.get("weights") != "random"
-    precisions = {name: c.precision for name, c in parts.items()}
-
-    def verdict(measured: fidelity.Measured) -> Report:
-        return judge(measured.figures, precisions, trained=trained, options=options, details=measured.details)
-
-    progress("re-read weights")
-    measured = _reread(model, bundle)
-    report = verdict(measured)
-    if report.missed and options.enforce:
-        return report
-    exported = _running(bundle, threads)
-    with computing_with(threads or (1 if _is_small(model) else None)):
-        fidelity.measure(_sides(model, bundle, exported), _windows(model.spec, options), measured, progress)
-    exported.llm.close()
-    exported.codec.close()
-    return verdict(measured)
-
-
-def _is_small(model: OmniModel) -> bool:
-    """More threads would only wait for each other, and on a busy machine for long."""
-    return sum(int(p.numel()) for p in model.parameters()) < _SMALL
-
-
-def _running(bundle: Bundle, threads: int | None) -> Components:
-    from . import runtimes
-
-    return runtimes.load(bundle, threads=threads)
-
-
-def _reread(model: OmniModel, bundle: Bundle) -> fidelity.Measured:
-    """What can be told without running anything: stored tensors, files, kernels."""
-    out = fidelity.Measured()
-    figures, altered = out.figures["fidelity"], list[str]()
-    for name, component in bundle.manifest.components.items():
-        wrong = _altered(model, component, bundle.path)
-        altered += [f"{name}/{tensor}" for tensor in wrong]
-        figures[f"{name}.altered"] = len(wrong)
-        if name != "codec" and component.meta.get("flavour") == "ort":
-            figures[f"{name}.wrong_kernels"] = _wrong_kernels(component, bundle.path)
-    out.details["altered"] = altered
-    return out
-
-
-def _sides(model: OmniModel, bundle: Bundle, exported: Components) -> fidelity.Sides:
-    from .exporters import as_exported
-    from .runtimes.torch_ref import TorchEncoder, TorchLanguageModel
-
-    parts = bundle.manifest.components
-    schemes = {name: {group: parse(text) for group, text in c.scheme.items()} for name, c in parts.items()}
-    fused = {name: c.meta.get("flavour") == "ort" for name, c in parts.items()}
-    return fidelity.Sides(
-        model.spec, TorchEncoder(model), TorchLanguageModel(model), as_exported.offline_codec(model), exported,
-        lambda name: as_exported.as_exported(model, name, schemes[name], activations=fused[name]),
-        lambda name: as_exported.jittered(model, name, schemes[name], kernels=not fused[name]),
-    )  # fmt: skip
-
-
-def _altered(model: OmniModel, component: Component, root: Path) -> list[str]:
-    """Stored tensors that are not what the checkpoint gives, and files that are not what the exporter wrote."""
-    from .exporters import onnx_weights
-
-    files = [entry.path for entry in component.files if sha256(root / entry.path) != entry.sha256]
-    return files or onnx_weights.altered(model, component, root)
-
-
-def _wrong_kernels(component: Component, root: Path) -> int:
-    from .runtimes.ort_session import optimized_ops
-
-    wrong = 0
-    for role, graph in component.graphs.items():
-        groups = [g for g in fidelity.GROUPS_OF_GRAPH[role] if g in component.scheme]
-        schemes = [parse(component.scheme[g]) for g in groups]
-        if any(s.kind not in ("fp32", "fp16") for s in schemes):
-            wrong += fidelity.wrong_kernels(schemes, optimized_ops(root / graph["path"]))
-    return wrong
-
-
-def _windows(spec: OmniSpec, options: GateOptions) -> list[F32]:
-    """Log-mel windows: the full one and a third of it, of the recordings given or of a synthetic probe."""
-    full = 2 * spec.encoder.context
-    window = full * spec.front_end.hop
-    sounds = options.speech or [compare.probe(spec.front_end, _PROBE_SHARE * window / spec.front_end.sample_rate, 0)]
-    short = max(2, full // 6 * 2)
-    windows = [log_mel(sound[:window], spec.front_end, full) for sound in sounds]
-    return [*windows, log_mel(sounds[0][: short * spec.front_end.hop], spec.front_end, short)]
 
 
 def _checked_target(target: Path, force: bool) -> Path:

@@ -191,8 +191,7 @@ class Session:
         with spans("mel"):
             mel = sound.log_mel(samples, front, window // front.hop)
         with spans("encoder"):
-            features = self.components.encoder.encode(mel)
-        return features[: sound.feature_count(len(samples), front)]
+            return self.components.encoder.encode(mel, sound.feature_count(len(samples), front))
 
     def _window_samples(self, samples: int, window: Window) -> int:
         front = self.spec.front_end

@@ -7,9 +7,10 @@ DynamicQuantizeMatMul (uint8 with zero point, one scale per tensor, as ONNX Dyna
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from ..model.omni import OmniModel
 
 PREFIXES = {"encoder": ("encoder.", "adapter."), "llm": ("body.", "tts.", "embedding.", "text_head.", "audio_head.")}
+_STORED_IN_HALF = {"tables", "taps", "weight", "qkv", "out", "fc1", "fc2"}
+"""Fields of model/codec_ops.py that exporters/onnx_codec.py stores in half at fp16."""
 _ROUNDING = 1e-6
 """Relative difference of a linear layer's inputs between two correct float32 implementations."""
 _HEADS = {"text_logits": "text_head", "audio_logits": "audio_head"}
@@ -30,36 +33,32 @@ _HEADS = {"text_logits": "text_head", "audio_logits": "audio_head"}
 
 @contextmanager
 def as_exported(
-    model: OmniModel, component: str, schemes: Mapping[str, Scheme], *, activations: bool
+    model: OmniModel, component: str, schemes: Mapping[str, Scheme], *, rounding: Collection[str]
 ) -> Iterator[None]:
     """Within the context `model`'s encoder or llm computes what its export should; afterwards all is as before.
 
-    `activations` imitates the kernels' activation quantization.
+    In the tensor groups in `rounding` the kernels' activation quantization is imitated.
     """
     with ExitStack() as undo, torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith(PREFIXES[component]):
                 undo.callback(setattr, parameter, "data", parameter.data)
                 parameter.data = _stored_parameter(model, name, parameter.data, schemes)
-        if activations:
-            undo.enter_context(_changed_inputs(model, component, schemes, _kernel_input))
+        rounded = {group: scheme for group, scheme in schemes.items() if group in rounding}
+        undo.enter_context(_changed_inputs(model, component, rounded, _kernel_input))
         yield
 
 
 @contextmanager
-def jittered(
-    model: OmniModel, component: str, schemes: Mapping[str, Scheme], *, kernels: bool = False
-) -> Iterator[None]:
+def jittered(model: OmniModel, component: str, schemes: Mapping[str, Scheme]) -> Iterator[None]:
     """Within the context the inputs of every linear layer are shaken, to show how far that alone reaches.
 
-    By as much as two correct float32 implementations differ; with `kernels` by activation quantization, which an
-    engine that reads a portable graph may use or not.
+    They are multiplied by 1 + 1e-6 * N(0, 1): as much as two correct float32 implementations differ.
     """
     generator = torch.Generator().manual_seed(0)
 
-    def shake(x: Tensor, scheme: Scheme) -> Tensor:
-        shaken = x * (1 + _ROUNDING * torch.randn(x.shape, generator=generator)).to(x)
-        return _kernel_input(shaken, scheme) if kernels else shaken
+    def shake(x: Tensor, _: Scheme) -> Tensor:
+        return x * (1 + _ROUNDING * torch.randn(x.shape, generator=generator)).to(x)
 
     with _changed_inputs(model, component, schemes, shake):
         yield
@@ -78,7 +77,9 @@ def _changed_inputs(
                     lambda _, args, scheme=scheme: (change(args[0], scheme),), prepend=True
                 )
                 undo.callback(handle.remove)
-        for method, group in _HEADS.items() if component == "llm" else ():
+        for method, group in _HEADS.items():
+            if component != "llm" or group not in schemes:
+                continue
             inner, scheme = getattr(model, method), schemes[group]
             undo.callback(_restore, model, method, vars(model).get(method))
             setattr(model, method, lambda h, inner=inner, scheme=scheme: inner(change(h, scheme)))
@@ -113,13 +114,27 @@ def stored(weight: Tensor, scheme: Scheme) -> Tensor:
 
 
 def offline_codec(model: OmniModel) -> Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]:
-    """Codes per level, [n * ids_per_level] -> wave [S]: the whole answer decoded at once, noise off."""
+    """The checkpoint's own decoder: codes per level, [n * ids_per_level] -> wave [S], all at once, noise off."""
 
     def decode(codes: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         wave = model.decode_codes([torch.from_numpy(c)[None].to(model.device) for c in codes])
         return np.asarray(wave.float().cpu().numpy())
 
     return decode
+
+
+def halved(part: Any) -> Any:
+    """A codec plan (or a part of it) with the weights that an fp16 export stores rounded to half."""
+    if isinstance(part, tuple):
+        return tuple(halved(p) for p in part)
+    if not is_dataclass(part) or isinstance(part, type):
+        return part
+    values = {f.name: getattr(part, f.name) for f in fields(part) if f.init}
+    return replace(part, **{n: _half(v) if n in _STORED_IN_HALF else halved(v) for n, v in values.items()})
+
+
+def _half(value: Any) -> Any:
+    return tuple(map(_half, value)) if isinstance(value, tuple) else value.astype(np.float16).astype(np.float32)
 
 
 @contextmanager

@@ -11,12 +11,14 @@ Outputs: wave [1, 1, samples], next.<layer>.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..bundle import Component, describe_files
 from ..model import codec_ops as ops
@@ -25,11 +27,12 @@ from ..model.codec_plan import plan
 from ..quantize.policy import plan as schemes_of
 from . import onnx_codec_attention, onnx_snake
 from .onnx_codec_attention import END
-from .onnx_graph import FLOAT, FLOAT16, INT64, Graph, signature
+from .onnx_graph import FLOAT, INT64, Graph, signature
 
 if TYPE_CHECKING:
     from ..model.omni import OmniModel
 
+Floats = NDArray[np.floating[Any]]
 
 
 def export(
@@ -103,20 +106,19 @@ class CodecGraph:
             x = self._emit[type(op)](op, x, onnx_snake.wanted_gain(self, rest) if rest else gain)  # type: ignore[operator]
         return x
 
-    def weight(self, name: str, value: F32, gain_in: F32 | None = None, gain_out: F32 | None = None) -> str:
+    def weight(self, name: str, value: F32, gain_in: Floats | None = None, gain_out: Floats | None = None) -> str:
         """Constant `value`, rows (axis 0) multiplied by gain_in, last axis divided by gain_out.
 
         In half the stored value stays as it is, and the gains follow in float: they may exceed half's range.
         """
-        factors = []
+        factors: list[Floats] = []
         if gain_in is not None:
             factors.append(gain_in.reshape(-1, *[1] * (value.ndim - 1)))
         if gain_out is not None:
             factors.append(1 / gain_out)
         if not self.half:
-            for factor in factors:
-                value = value * factor
-            return self.graph.const(np.ascontiguousarray(value, np.float32), name)
+            folded = math.prod(factors, start=value)
+            return self.graph.const(np.ascontiguousarray(folded, np.float32), name)
         stored = self.graph.const(np.ascontiguousarray(value, np.float16), name)
         y = self.graph.op("Cast", [stored], to=FLOAT)
         for i, factor in enumerate(factors):
@@ -159,10 +161,10 @@ class CodecGraph:
                 ids = g.op("Reshape", [held, g.ints(-1)])
             stored = g.const(table.astype(np.float16 if self.half else np.float32), f"{op.name}.{level}")
             rows = g.op("Gather", [stored, ids])
+            if self.half:
+                rows = g.op("Cast", [rows], to=FLOAT)
             groups[group] = g.op("Add", [groups[group], rows]) if group in groups else rows
         rows = g.op("Concat", list(groups.values()), axis=1) if len(groups) > 1 else groups[0]
-        if self.half:
-            rows = g.op("Cast", [rows], to=FLOAT)
         width = sum({g: t.shape[1] for t, g in zip(op.tables, op.groups, strict=True)}.values())
         value = g.op("Unsqueeze", [g.op("Transpose", [rows], perm=[1, 0]), g.ints(0)])
         return Signal(value, np.ones(width, np.float32))
@@ -198,7 +200,8 @@ class CodecGraph:
         weight = self._kernel(op, x.gain, out, flat)
         if flat:
             value = g.op("Unsqueeze", [value, g.ints(2)])
-        y = g.op("Conv", [value, weight, *biases], group=op.groups, dilations=[1, op.dilation] if flat else [op.dilation])
+        dilations = [1, op.dilation] if flat else [op.dilation]
+        y = g.op("Conv", [value, weight, *biases], group=op.groups, dilations=dilations)
         return Signal(str(g.op("Squeeze", [y, g.ints(2)]) if flat else y), out)
 
     def _kernel(self, op: ops.Conv, gain_in: F32, gain_out: F32, flat: bool) -> str:
@@ -232,9 +235,8 @@ class CodecGraph:
         """[inputs, stride * outputs]: one matrix product over overlapping rows, where ConvTranspose would scatter."""
         g, m = self.graph, len(op.taps)
         stacked = g.op("Concat", windows, axis=1) if m > 1 else windows[0]
-        weight = op.taps.transpose(0, 3, 1, 2).reshape(m * op.inputs, -1)
-        inputs = [g.op("Squeeze", [stacked, g.ints(0)]),
-                  self.weight(f"{op.name}.weight", weight, np.tile(gain_in, m), np.tile(gain_out, op.stride))]  # fmt: skip
+        folded = self.weight(f"{op.name}.weight", op.matrix, np.tile(gain_in, m), np.tile(gain_out, op.stride))
+        inputs = [g.op("Squeeze", [stacked, g.ints(0)]), folded]
         if op.bias is not None:
             inputs.append(self.const(f"{op.name}.bias", np.tile(op.bias / gain_out, op.stride)))
         return str(g.op("Gemm", inputs, transA=1))

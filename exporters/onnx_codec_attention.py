@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 END = 2**31 - 1
 """As the end of a slice: to the end."""
+Rotary = tuple[str, str]
+"""Cosines and sines of each position's angles, [T, head]."""
 
 
 def local(graph: CodecGraph, op: ops.LocalAttention, x: Signal) -> Signal:
@@ -31,9 +33,9 @@ def local(graph: CodecGraph, op: ops.LocalAttention, x: Signal) -> Signal:
     y = _norm(graph, f"{op.name}.norm", g.op("Transpose", [value], perm=[0, 2, 1]), op.norm, op.eps)
     qkv = g.op("Reshape", [_linear(graph, f"{op.name}.qkv", y, op.qkv), g.ints(-1, op.window, 3, op.heads, head)])
     split = g.op("Split", [g.op("Transpose", [qkv], perm=[2, 0, 3, 1, 4])], n_out=3, axis=0, num_outputs=3)
-    cos, sin = graph.const(f"{op.name}.cos", op.cos), graph.const(f"{op.name}.sin", op.sin)
+    rotary = (graph.const(f"{op.name}.cos", op.cos), graph.const(f"{op.name}.sin", op.sin))
     q, k, v = (g.op("Squeeze", [part, g.ints(0)]) for part in split)
-    y = _attend(graph, _rotated(graph, q, cos, sin, head), _rotated(graph, k, cos, sin, head), v, head, None)
+    y = _attend(graph, _rotated(graph, q, rotary, head), _rotated(graph, k, rotary, head), v, head, None)
     y = g.op("Reshape", [g.op("Transpose", [y], perm=[0, 2, 1, 3]), g.ints(1, -1, op.channels)])
     y = g.op("Transpose", [_linear(graph, f"{op.name}.out", y, op.out)], perm=[0, 2, 1])
     return type(x)(str(g.op("Add", [value, y])), np.ones(op.channels, np.float32))
@@ -51,22 +53,22 @@ def transformer(graph: CodecGraph, op: ops.Transformer, x: Signal) -> Signal:
         g.op("Unsqueeze", [g.op("Cast", [g.op("Add", [steps, position])], to=FLOAT), g.ints(1)]),
         graph.const(f"{op.name}.inv_freq", np.tile(op.inv_freq, 2)),
     ])  # fmt: skip
-    rotary = [g.op("Mul", [g.op(kind, [angles]), graph.const(f"{op.name}.scale", op.rotary_scale)])
-              for kind in ("Cos", "Sin")]  # fmt: skip
+    scale = graph.const(f"{op.name}.scale", op.rotary_scale)
+    rotary = (g.op("Mul", [g.op("Cos", [angles]), scale]), g.op("Mul", [g.op("Sin", [angles]), scale]))
     for block in op.blocks:
         y = _block(graph, op, block, y, steps, rotary)
     return type(x)(str(g.op("Transpose", [y], perm=[0, 2, 1])), np.ones(x.channels, np.float32))
 
 
-def _block(graph: CodecGraph, op: ops.Transformer, block: ops.Block, x: str, steps: str, rotary: list[str]) -> str:
+def _block(graph: CodecGraph, op: ops.Transformer, block: ops.Block, x: str, steps: str, rotary: Rotary) -> str:
     g, head = graph.graph, op.head_dim
     y = _norm(graph, f"{block.name}.norm1", x, block.norm1, op.eps)
     y = _linear(graph, f"{block.name}.qkv", y, block.qkv, block.qkv_bias)
     y = g.op("Transpose", [g.op("Reshape", [y, g.ints(1, -1, len(block.qkv) // head, head)])], perm=[0, 2, 1, 3])
     q, k, v = g.op("Split", [y, g.ints(op.heads, op.kv_heads, op.kv_heads)], n_out=3, axis=1)
-    k = _cached(graph, op, f"{block.name}.key", _rotated(graph, k, *rotary, head))
+    k = _cached(graph, op, f"{block.name}.key", _rotated(graph, k, rotary, head))
     v = _cached(graph, op, f"{block.name}.value", v)
-    q = _rotated(graph, q, *rotary, head)
+    q = _rotated(graph, q, rotary, head)
     if op.heads != op.kv_heads:  # queries of one key head side by side: [1, kv_heads, heads / kv_heads * T, head]
         k, v = (_repeated(graph, op, part) for part in (k, v))
     y = _attend(graph, q, k, v, head, _mask(graph, op, steps, k))
@@ -113,9 +115,9 @@ def _attend(graph: CodecGraph, q: str, k: str, v: str, head: int, mask: str | No
     return str(g.op("MatMul", [g.op("Softmax", [scores], axis=-1), v]))
 
 
-def _rotated(graph: CodecGraph, x: str, cos: str, sin: str, head: int) -> str:
-    """Rotary position embedding, halves paired: x [.., T, head], cos and sin [T, head]."""
-    g = graph.graph
+def _rotated(graph: CodecGraph, x: str, rotary: Rotary, head: int) -> str:
+    """Rotary position embedding, halves paired: x [.., T, head]."""
+    g, (cos, sin) = graph.graph, rotary
     low, high = graph.slice(x, 0, head // 2, 3), graph.slice(x, head // 2, head, 3)
     turned = g.op("Concat", [g.op("Neg", [high]), low], axis=3)
     return str(g.op("Add", [g.op("Mul", [x, cos]), g.op("Mul", [turned, sin])]))

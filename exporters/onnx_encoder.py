@@ -1,5 +1,9 @@
 """Whisper encoder (arXiv 2212.04356) and adapter -> one ONNX graph, mel [1, n_mels, t] -> features [1, t/2, D].
 
+A question fills little of the padded window, and only its features are used: the fused graph takes their number as
+`wanted`, and computes the last block's queries, its MLP and the adapter for those positions alone. That is exact,
+because the keys and values of all positions stay.
+
 Convolutions stay float: quantizing them costs accuracy and saves 2 % of the bytes.
 """
 
@@ -15,7 +19,7 @@ from numpy.typing import NDArray
 from ..bundle import Component, describe_files
 from ..quantize.policy import plan, scheme_of
 from ..quantize.schemes import Packed, Scheme, quantize
-from .onnx_graph import FLOAT, MS, Graph, signature
+from .onnx_graph import FLOAT, INT64, MS, Graph, signature
 from .onnx_kernels import dequantized
 from .onnx_weights import packed_parts
 
@@ -29,7 +33,7 @@ _LAYER_NORM_EPS = 1e-5
 def export(
     model: OmniModel, out_dir: Path, root: Path, precision: str, flavour: str, block: int | None
 ) -> Component:  # fmt: skip
-    """Writes out_dir/encoder.onnx and its data. Both flavours have the same inputs and outputs."""
+    """Writes out_dir/encoder.onnx and its data. The fused flavour has the input `wanted` besides."""
     schemes = plan("encoder", precision, block, signed=flavour == "portable")
     if model.spec.adapter.kind == "linear":
         del schemes["adapter.linear"]  # it has but one layer, proj
@@ -77,18 +81,20 @@ class _Fused(Graph):
     def __init__(self, name: str, opset: int, parts: _Parts) -> None:
         super().__init__(name, opset)
         self.parts, self.spec = parts, parts.spec
+        self.wanted = self.input("wanted", INT64, [1])
 
     def build(self) -> Graph:
         x = self._positions(self._convolutions(self.input("mel", FLOAT, [1, self.spec.front_end.n_mels, "t"])))
         normed = self.norm(x, "encoder.layers.0.self_attn_layer_norm")
         for i in range(self.spec.encoder.layers):
             at = f"encoder.layers.{i}"
-            x, normed = self.add_norm(x, self._attention(normed, at), f"{at}.final_layer_norm")
             last = i + 1 == self.spec.encoder.layers
+            attended = self._attention(normed, at, cut=last)
+            x, normed = self.add_norm(self.cut(x) if last else x, attended, f"{at}.final_layer_norm")
             after = "encoder.layer_norm" if last else f"encoder.layers.{i + 1}.self_attn_layer_norm"
             mlp = self.dense(self.gelu(self.dense(normed, f"{at}.fc1")), f"{at}.fc2")
             x, normed = self.add_norm(x, mlp, after)
-        self.output("features", FLOAT, [1, "t/2", self.spec.body.width], self._adapter(normed))
+        self.output("features", FLOAT, [1, "features", self.spec.body.width], self._adapter(normed))
         return self
 
     def _convolutions(self, mel: str) -> str:
@@ -104,9 +110,14 @@ class _Fused(Graph):
         table = self.named("encoder.embed_positions.weight")
         return str(self.op("Add", [x, self.op("Slice", [table, self.ints(0), frames, self.ints(0)])]))
 
-    def _attention(self, x: str, at: str) -> str:
-        parts = self.op("Split", [self.dense(x, f"{at}.self_attn.qkv")], n_out=3, axis=-1, num_outputs=3)
-        return self.dense(self.attend(parts), f"{at}.self_attn.out_proj")
+    def _attention(self, x: str, at: str, cut: bool) -> str:
+        """`cut` answers only the queries of the wanted positions."""
+        query, *rest = self.op("Split", [self.dense(x, f"{at}.self_attn.qkv")], n_out=3, axis=-1, num_outputs=3)
+        return self.dense(self.attend([self.cut(query) if cut else query, *rest]), f"{at}.self_attn.out_proj")
+
+    def cut(self, x: str) -> str:
+        """[1, t/2, n] -> [1, wanted, n]."""
+        return str(self.op("Slice", [x, self.ints(0), self.wanted, self.ints(1)]))
 
     def _adapter(self, x: str) -> str:
         if self.spec.adapter.kind == "swiglu":
@@ -142,7 +153,14 @@ class _Fused(Graph):
 
 
 class _Portable(_Fused):
-    """The same graph in standard operators; INT8 is DequantizeLinear on the weights."""
+    """The same graph in standard operators, without `wanted`; INT8 is DequantizeLinear on the weights."""
+
+    def __init__(self, name: str, opset: int, parts: _Parts) -> None:
+        Graph.__init__(self, name, opset)
+        self.parts, self.spec = parts, parts.spec
+
+    def cut(self, x: str) -> str:
+        return x
 
     def dense(self, x: str, name: str) -> str:
         weight, bias = self.parts.linear(name)

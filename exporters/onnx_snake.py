@@ -2,8 +2,8 @@
 
 Its Sin kernel runs on one thread, 2 ns per value, and took 45 % of the decoder's time. Add and Mul use all threads
 and wide registers, so a polynomial is faster: with u = a x / pi and f = u - round(u) in [-1/2, 1/2],
-    sin(a x)^2 = sin(pi f)^2,  sin(pi f) = f (C0 + C1 f^2 + C2 f^4 + C3 f^6)  to 6e-7 (minimax).
-The factors a / pi and 1 / a are left to the weights around it, and so is C3: the polynomial is monic.
+    sin(a x)^2 = sin(pi f)^2,  sin(pi f) = f (C0 + C1 f^2 + ... + C4 f^8)  to 3.4e-9 (minimax).
+The factors a / pi and 1 / a are left to the weights around it, and so is C4: the polynomial is monic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from ..model.codec_ops import F32
 if TYPE_CHECKING:
     from .onnx_codec import CodecGraph, Signal
 
-_C = (3.14158202, -5.1671428, 2.54189903, -0.5546362)
+_C = (3.1415925800447417, -5.167706878927175, 2.5500313772909067, -0.5980451741744529, 0.07722012904167239)
+"""One term less (6e-7) saves 8 % and is heard by nobody, but costs 5 dB against the original on random weights."""
 _ROUND = 1.5 * 2.0**23
 """Adding and subtracting it rounds a float32 to a whole number, in two fast passes where Round is a slow one."""
 _SMALLEST_ALPHA = 1e-9
@@ -45,7 +46,7 @@ def emit(graph: CodecGraph, op: ops.Snake, x: Signal) -> Signal:
     if not graph.fused:
         sine = g.op("Sin", [u])
         return type(x)(str(g.op("Add", [u, g.op("Mul", [sine, sine])])), (1 / alpha).astype(np.float32))
-    lead = _C[3]
+    lead = _C[-1]
     sine = _monic_sine(graph, u)
     square = g.op("Mul", [sine, sine])
     linear = g.op("Mul", [u, graph.const("snake.linear", math.pi / lead**2)])
@@ -53,14 +54,14 @@ def emit(graph: CodecGraph, op: ops.Snake, x: Signal) -> Signal:
 
 
 def _monic_sine(graph: CodecGraph, u: str) -> str:
-    """sin(pi u) / C3, up to its sign."""
+    """sin(pi u) / C4, up to its sign."""
     g, magic = graph.graph, graph.const("snake.round", _ROUND)
     whole = g.op("Sub", [g.op("Add", [u, magic]), magic])
     f = g.op("Sub", [u, whole])
     square = g.op("Mul", [f, f])
     y = square
-    for i in (2, 1, 0):
-        y = g.op("Add", [y, graph.const(f"snake.c{i}", _C[i] / _C[3])])
+    for i in reversed(range(len(_C) - 1)):
+        y = g.op("Add", [y, graph.const(f"snake.c{i}", _C[i] / _C[-1])])
         y = g.op("Mul", [y, square if i else f])
     return str(y)
 

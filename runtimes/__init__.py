@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle
@@ -31,9 +32,11 @@ def load(bundle: Bundle, *, threads: int | None = None, device: str = "cpu") -> 
     return Components(encoder, llm, codec)
 
 
-def load_component(bundle: Bundle, name: str, *, threads: int | None = None, device: str = "cpu") -> Any:
-    """Opens one of encoder, llm, codec. Raises as `load` does."""
-    return _open(bundle, name, _SessionsByEngine(threads, device))
+def load_component(
+    bundle: Bundle, name: str, *, threads: int | None = None, device: str = "cpu", exact: Collection[Path] = ()
+) -> Any:
+    """Opens one of encoder, llm, codec; graphs in `exact` round no activations. Raises as `load` does."""
+    return _open(bundle, name, _SessionsByEngine(threads, device, exact))
 
 
 def _open(bundle: Bundle, name: str, sessions: Callable[[str], Any]) -> Any:
@@ -52,13 +55,13 @@ def _open(bundle: Bundle, name: str, sessions: Callable[[str], Any]) -> Any:
 class _SessionsByEngine:
     """One session factory per engine, made when the first component asks for it."""
 
-    def __init__(self, threads: int | None, device: str) -> None:
-        self._threads, self._device = threads, device
+    def __init__(self, threads: int | None, device: str, exact: Collection[Path] = ()) -> None:
+        self._threads, self._device, self._exact = threads, device, exact
         self._made: dict[str, Any] = {}
 
     def __call__(self, engine: str) -> Any:
         if engine not in self._made:
             from .ort_session import SessionFactory  # the only engine with sessions so far
 
-            self._made[engine] = SessionFactory(self._threads, self._device)
+            self._made[engine] = SessionFactory(self._threads, self._device, exact=self._exact)
         return self._made[engine]

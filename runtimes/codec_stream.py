@@ -13,6 +13,10 @@ from ..components import F32, I64
 from ..errors import EngineError
 from ..spec import CodecSpec
 
+_PIECE_SAMPLES = 8192
+"""Longer pushes are run in pieces of about this many samples: the layers' signals then stay in the cache, which
+halves the time of a long answer's offline decode, and memory stays bounded."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -91,13 +95,13 @@ class StreamingCodec(ABC):
         state.ended = last
         if ready is None:
             return np.zeros(0, np.float32)
-        noise = self._noise(state, len(ready[-1]), last)
-        wave, state.kept = self._push(ready, state.kept, last, noise)
+        pieces = self._pieces(ready, started=state.pushed > 0)
+        wave = np.concatenate([self._run(piece, state, last and piece is pieces[-1]) for piece in pieces])
         wave = wave[: state.frames * self.spec.frame_samples - state.given]
         state.given += len(wave)
         return wave
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Nothing to give back before the object goes."""
 
     def _take(self, codes: Sequence[I64], state: Stream) -> None:
@@ -126,6 +130,22 @@ class StreamingCodec(ABC):
         ready = [h[: frames * n] for h, n in zip(state.held, per_level, strict=True)]
         state.held = [h[frames * n :] for h, n in zip(state.held, per_level, strict=True)]
         return ready
+
+    def _pieces(self, codes: Sequence[I64], started: bool) -> list[list[I64]]:
+        """The codes cut into whole attention windows, of _PIECE_SAMPLES together where they are smaller."""
+        per_level, multiple = self.spec.ids_per_level, self.push_multiple
+        piece = max(1, _PIECE_SAMPLES // self.spec.frame_samples // multiple) * multiple
+        first = piece if started else max(piece, self.first_push)
+        edges = [0, *range(first, len(codes[0]) // per_level[0], piece)]
+        bounds = zip(edges, [*edges[1:], None], strict=True)
+        return [
+            [c[start * n : None if stop is None else stop * n] for c, n in zip(codes, per_level, strict=True)]
+            for start, stop in bounds
+        ]
+
+    def _run(self, codes: Sequence[I64], state: Stream, last: bool) -> F32:
+        wave, state.kept = self._push(codes, state.kept, last, self._noise(state, len(codes[-1]), last))
+        return wave
 
     def _noise(self, state: Stream, latents: int, last: bool) -> list[F32] | None:
         """The noise that this push's samples meet at each block; counts latents as pushed."""

@@ -27,8 +27,8 @@ class FakeEncoder:
     def __init__(self, spec: OmniSpec) -> None:
         self.spec = spec
 
-    def encode(self, mel: F32) -> F32:
-        n = mel.shape[1] // 2
+    def encode(self, mel: F32, wanted: int | None = None) -> F32:
+        n = min(wanted or mel.shape[1] // 2, mel.shape[1] // 2)
         return np.repeat(np.arange(n, dtype=np.float32)[:, None], self.spec.body.width, axis=1)
 
 

@@ -19,20 +19,28 @@ class OrtEncoder:
 
     def __init__(self, bundle_path: Path, component: Component, spec: OmniSpec, sessions: SessionFactory) -> None:
         self._spec = spec
-        self._session = sessions.open(bundle_path / component.graphs["encoder"]["path"])
+        dynamic = component.meta["flavour"] == "ort" and "int8_dynamic" in component.scheme.values()
+        self._session = sessions.open(bundle_path / component.graphs["encoder"]["path"], dynamic=dynamic)
+        self._cuts = "wanted" in {i.name for i in self._session.get_inputs()}
         self._run = ort.RunOptions()
         # The attention scores of a 30 s window are 100 MB that nothing needs until the next question.
         self._run.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
-    def encode(self, mel: F32) -> F32:
-        """Log-mel [n_mels, t] (t even) -> features [t // 2, D]. Raises EngineError for another shape."""
+    def encode(self, mel: F32, wanted: int | None = None) -> F32:
+        """Log-mel [n_mels, t] (t even) -> the first `wanted` features [wanted or t // 2, D].
+
+        Raises EngineError for another shape.
+        """
         n_mels, most = self._spec.front_end.n_mels, 2 * self._spec.encoder.context
         if mel.ndim != 2 or len(mel) != n_mels or not 2 <= mel.shape[1] <= most or mel.shape[1] % 2:
             raise EngineError(
                 f"the encoder takes log-mel [{n_mels}, t] with t even, 2 to {most}, not {list(mel.shape)}; "
                 "split the audio"
             )
+        wanted = min(wanted or mel.shape[1] // 2, mel.shape[1] // 2)
         feed = {"mel": np.ascontiguousarray(mel[None], np.float32)}
+        if self._cuts:
+            feed["wanted"] = np.array([wanted])
         with translated("the encoder failed", "try a shorter window or fewer threads"):
             features: F32 = self._session.run(["features"], feed, self._run)[0][0]
-        return features
+        return features[:wanted]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,30 @@ class SessionFactory:
 
     `threads` is what one session computes with (None: all physical cores). Only one session of an answer runs at a
     time, so each may use them all; but idle pools that spin would steal 40 % from the one that works, therefore
-    spinning stops with each run (session.force_spinning_stop). Raises EngineError for a device that is not there.
+    spinning stops with each run (session.force_spinning_stop). the graphs in `exact` compute with float activations
+    where their kernels would round them to 8 bits (MatMulNBits): the same weights, much slower, for the gate alone.
+    Raises EngineError for a device that is not there.
     """
 
-    def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
+    def __init__(self, threads: int | None = None, device: str = "cpu", *, exact: Collection[Path] = ()) -> None:
         if threads is not None and threads < 1:
             raise EngineError(f"threads must be 1 or more, not {threads}")
-        self.threads, self.device = threads, device
+        self.threads, self.device, self._exact = threads, device, exact
         self._providers = _providers(device)
 
-    def open(self, path: Path) -> ort.InferenceSession:
-        """A session on the graph at `path`. Raises EngineError that names the file."""
+    def open(self, path: Path, *, dynamic: bool = False) -> ort.InferenceSession:
+        """A session on the graph at `path`; `dynamic`: with DynamicQuantizeMatMul. Raises EngineError with the file.
+
+        x86 without VNNI adds up u8 x s8 products in 16 bits, which overflows: there `dynamic` makes the weights u8.
+        """
         with translated(f"{path.name} cannot be loaded", "verify the bundle with `edgeomni verify` or export again"):
-            return ort.InferenceSession(_existing(path), self._options(), providers=self._providers)
+            options = self._options()
+            options.add_session_config_entry("session.x64quantprecision", "1" if dynamic else "0")
+            if path not in self._exact:
+                return ort.InferenceSession(_existing(path), options, providers=self._providers)
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+            return ort.InferenceSession(_with_float_activations(_existing(path)), options, providers=self._providers)
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -70,6 +81,17 @@ def optimized_ops(path: Path) -> Counter[str]:
         graph = onnx.load(target, load_external_data=False).graph
     constants = {t.name for t in graph.initializer}
     return Counter(_describe(node, constants) for node in graph.node)
+
+
+def _with_float_activations(path: str) -> bytes:
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
+    return bytes(model.SerializeToString())
 
 
 def _describe(node: Any, constants: set[str]) -> str:

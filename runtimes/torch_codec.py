@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +60,7 @@ class _Push:
 
     def __init__(self, codec: TorchCodec, kept: Kept, last: bool, noise: Sequence[F32] | None) -> None:
         self.t, self.kept, self.last, self.noise = codec.tensor, kept, last, noise
-        self._do = {
+        self._do: dict[type, Callable[[Any, Tensor], Tensor]] = {
             ops.Conv: self.conv, ops.Up: self.up, ops.Snake: self.snake, ops.Noise: self.add_noise,
             ops.Residual: self.residual, ops.LocalAttention: self.local_attention, ops.Transformer: self.transformer,
             ops.Elu: lambda _, x: F.elu(x), ops.Tanh: lambda _, x: torch.tanh(x),
@@ -96,13 +96,15 @@ class _Push:
     def up(self, op: ops.Up, x: Tensor) -> Tensor:
         first = op.name not in self.kept
         z = self.joined(op.name, x, op.left, op.left, op.right)
-        windows = z[0].unfold(1, len(op.taps), 1)  # [in, T, m]
-        taps = self.t(op.taps)
-        blocks = torch.einsum("ctm,msc->tsc" if op.depthwise else "ctm,msoc->tso", windows, taps)
-        y = blocks.reshape(1, -1, op.outputs).transpose(1, 2)
+        windows = z[0].unfold(1, len(op.taps), 1).permute(1, 2, 0)  # [T, m, in]
+        if op.depthwise:
+            blocks = torch.einsum("tmc,msc->tsc", windows, self.t(op.taps))
+        else:
+            blocks = torch.mm(windows.flatten(1), self.t(op.matrix))
+        y = blocks.reshape(1, -1, op.outputs)
         if op.bias is not None:
-            y = y + self.t(op.bias)[:, None]
-        return y[:, :, op.drop if first else 0 : y.shape[2] - (op.crop if self.last else 0)]
+            y = y + self.t(op.bias)
+        return y[:, op.drop if first else 0 : y.shape[1] - (op.crop if self.last else 0)].mT
 
     def snake(self, op: ops.Snake, x: Tensor) -> Tensor:
         alpha = self.t(op.alpha)[:, None]
@@ -151,8 +153,8 @@ class _Push:
         heads = qkv.unflatten(-1, (-1, op.head_dim)).transpose(1, 2)
         q, k, v = heads.split((op.heads, op.kv_heads, op.kv_heads), dim=1)
         k, v = self.cached(op, block.name, _rotated(k, *rotary), v)
-        ahead = k.shape[2] - q.shape[2]
-        distance = ahead + torch.arange(q.shape[2], device=x.device)[:, None] - torch.arange(k.shape[2], device=x.device)
+        at = torch.arange(k.shape[2], device=x.device)
+        distance = at[k.shape[2] - q.shape[2] :, None] - at
         seen = (distance >= 0) & (distance < op.window)
         y = F.scaled_dot_product_attention(
             _rotated(q, *rotary), k, v, attn_mask=seen, enable_gqa=op.heads != op.kv_heads

@@ -20,10 +20,10 @@ class TorchEncoder:
     def __init__(self, model: OmniModel) -> None:
         self._model = model
 
-    def encode(self, mel: F32) -> F32:
-        """Log-mel [n_mels, t] (t even) -> features [t // 2, D]."""
+    def encode(self, mel: F32, wanted: int | None = None) -> F32:
+        """Log-mel [n_mels, t] (t even) -> features [t // 2, D], or the first `wanted` of them."""
         with torch.inference_mode():
-            return _numpy(self._model.encode(torch.from_numpy(mel)[None].to(self._model.device))[0])
+            return _numpy(self._model.encode(torch.from_numpy(mel)[None].to(self._model.device))[0, :wanted])
 
 
 @dataclass

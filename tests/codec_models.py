@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 def snac(layout: str, seed: int = 0, decoder_dim: int = 64, **sizes: Any) -> Codec:
     torch.manual_seed(seed)
-    config = {"decoder_dim": decoder_dim, "codebook_size": 64, "codebook_dim": 4, "sampling_rate": 24000} | LAYOUTS[layout]
-    codec = SNAC(encoder_dim=4, encoder_rates=config["decoder_rates"][::-1], **config | sizes).eval()
+    config = {"encoder_dim": 4, "codebook_size": 64, "codebook_dim": 4, "sampling_rate": 8000} | LAYOUTS[layout]
+    codec = SNAC(decoder_dim=decoder_dim, encoder_rates=config["decoder_rates"][::-1], **config | sizes).eval()
     with torch.no_grad():
         for name, parameter in codec.named_parameters():
             if name.endswith("alpha"):
@@ -44,6 +45,10 @@ def snac(layout: str, seed: int = 0, decoder_dim: int = 64, **sizes: Any) -> Cod
             elif name.endswith("original0"):  # the weight norm's gains: keep the signal alive through all layers
                 parameter.mul_(1.15)
     return codec
+
+
+def saved_snac(folder: Path) -> Codec:
+    return SNAC.from_pretrained(str(folder))
 
 
 def snac_spec(codec: Codec) -> CodecSpec:

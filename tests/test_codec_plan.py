@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -66,9 +68,12 @@ def test_unknown_layers_are_refused() -> None:
         plan(codec, snac_spec(codec))
 
 
-def test_mimi_with_other_padding_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="'replicate'"):
-        plan(*mimi(pad_mode="replicate"))
+@pytest.mark.parametrize(
+    "field, value", [("pad_mode", "replicate"), ("use_causal_conv", False), ("hidden_act", "relu")]
+)
+def test_mimi_of_another_make_is_refused(field: str, value: Any) -> None:
+    with pytest.raises(CheckpointError, match=f"{field} {value!r}"):
+        plan(*mimi(**{field: value}))
 
 
 def test_planning_leaves_the_codec_as_it_is() -> None:

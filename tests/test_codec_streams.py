@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from codec_models import LAYOUTS, SNAC, Codec, mimi, offline, pushes, random_codes, snac, snac_spec, stream
+from codec_models import LAYOUTS, Codec, mimi, offline, pushes, random_codes, saved_snac, snac, snac_spec, stream
 from numpy.testing import assert_allclose
 
 from edgeomni.bundle import Component
@@ -30,7 +30,6 @@ MIMI_VARIANTS: dict[str, dict[str, Any]] = {
     "mimi": {},
     "mimi_shortcut": {"use_conv_shortcut": True, "num_residual_layers": 2, "num_key_value_heads": 2},
     "mimi_dense_up": {"upsample_groups": 8, "attention_bias": True, "head_dim": 6},
-    "mimi_centred": {"use_causal_conv": False},
 }
 CODECS = [*LAYOUTS, *MIMI_VARIANTS]
 ENGINES = ["torch", "ort", "portable"]
@@ -86,10 +85,10 @@ def noise_for(decoder: StreamingCodec, frames: int, seed: int) -> list[F32]:
 @pytest.mark.parametrize("name", CODECS)
 def test_joined_pushes_equal_the_offline_decode(loaded: Load, name: str, engine: str) -> None:
     codec, spec, decoder = loaded(name, engine)
-    for frames in (1, 2, 3, decoder.first_push, decoder.first_push + 1, decoder.first_push + 14):
+    for frames in (1, 2, 3, decoder.first_push, decoder.first_push + 15):
         codes = random_codes(spec, frames, seed=frames)
         expected = offline(codec, spec, codes)
-        for first in {1, decoder.first_push}:
+        for first in {1, decoder.first_push, frames}:
             sizes = pushes(frames, first, seed=frames)
             for empty_end in (False, True):
                 joined = np.concatenate(stream(decoder, codes, sizes, empty_end=empty_end))
@@ -103,7 +102,7 @@ def test_samples_come_as_soon_as_they_are_final(loaded: Load, engine: str) -> No
     _, spec, decoder = loaded("snac24", engine)
     lengths = [len(c) for c in stream(decoder, random_codes(spec, 9), [3, 1, 2, 3], empty_end=True)]
     assert np.cumsum(lengths).tolist() == [6144 - 4757, 8192 - 4757, 12288 - 4757, 18432 - 4757, 18432]
-    assert decoder.latency_s == pytest.approx(4757 / 24000)
+    assert decoder.latency_s == pytest.approx(4757 / spec.sample_rate)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -189,9 +188,11 @@ def test_integer_precisions_are_refused(tmp_path: Path) -> None:
 
 def test_exporting_twice_gives_the_same_files(tmp_path: Path) -> None:
     codec, spec = reference("snac24")
-    first, second = ([(f.path, f.sha256) for f in exported(codec, spec, tmp_path / d).files]
-                     for d in ("a", "b") if (tmp_path / d).mkdir() is None)  # fmt: skip
-    assert first == second and len(first) == 2
+    hashes = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        hashes.append([(f.path, f.sha256) for f in exported(codec, spec, folder).files])
+    assert hashes[0] == hashes[1] and len(hashes[0]) == 2
 
 
 def test_portable_graph_has_standard_operators_only(tmp_path: Path) -> None:
@@ -217,13 +218,24 @@ def test_snakes_of_any_alpha(alphas: tuple[float, float], tmp_path: Path) -> Non
 
 
 def test_published_decode(golden: Any, tmp_path: Path) -> None:
-    """Codes that the published code made of the golden model, and its waveform of them."""
-    codec = SNAC.from_pretrained(str(golden.path / "snac"))
+    """Codes that the published code made of the golden model, and its waveform of them.
+
+    That codec's random weights multiply rounding errors by up to 1e5: the original in double precision, or with
+    another number of threads, differs by 0.02 in single samples. So the measure is the noise that float32 itself has.
+    """
+    codec = saved_snac(golden.path / "snac")
     spec = snac_spec(codec)
     codes = [golden[f"AA_codes{level}"].reshape(-1).astype(np.int64) for level in range(len(spec.vq_strides))]
     frames = len(codes[0]) // spec.ids_per_level[0]
+    published = golden["AA_wave"].reshape(-1)
+    rounding = snr(published, offline(codec.double(), spec, codes))
     for engine in ENGINES:
         (tmp_path / engine).mkdir()
-        decoder = decoder_of(codec, spec, engine, tmp_path / engine)
+        decoder = decoder_of(codec.float(), spec, engine, tmp_path / engine)
         joined = np.concatenate(stream(decoder, codes, pushes(frames, decoder.first_push, seed=0)))
-        assert_allclose(joined, golden["AA_wave"].reshape(-1), atol=1e-4)
+        assert snr(published, joined) > min(60, rounding - 6), engine
+
+
+def snr(signal: F32, other: F32) -> float:
+    """Signal-to-noise ratio in dB."""
+    return float(10 * np.log10(np.square(signal).sum() / np.square(signal - other).sum()))

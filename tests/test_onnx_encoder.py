@@ -45,6 +45,15 @@ def test_float_export_is_the_torch_encoder(tiny_model: Any, tmp_path: Path, flav
         np.testing.assert_allclose(encoder.encode(mel), reference(tiny_model, mel), atol=1e-4)
 
 
+@pytest.mark.parametrize("flavour", ["ort", "portable"])
+@pytest.mark.parametrize("wanted", [1, 37, 60, 99])
+def test_only_the_wanted_features_are_computed(tiny_model: Any, tmp_path: Path, flavour: str, wanted: int) -> None:
+    encoder, mel = exported(tiny_model, tmp_path, "fp32", flavour), mel_of(tiny_model.spec, 120)
+    got = encoder.encode(mel, wanted)
+    assert len(got) == min(wanted, 60)
+    np.testing.assert_allclose(got, reference(tiny_model, mel)[:wanted], atol=1e-4)
+
+
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 0.9999), ("int8", 0.999)])
 @pytest.mark.parametrize("flavour", ["ort", "portable"])
 def test_reduced_export_is_close(tiny_model: Any, tmp_path: Path, flavour: str, precision: str, least: float) -> None:
@@ -59,7 +68,8 @@ def test_int8_computes_what_the_stand_in_computes(tiny_model: Any, tmp_path: Pat
     encoder = exported(tiny_model, tmp_path, "int8")
     mel = mel_of(tiny_model.spec, 400)
     before = reference(tiny_model, mel)
-    with as_exported(tiny_model, "encoder", plan("encoder", "int8"), activations=True):
+    schemes = plan("encoder", "int8")
+    with as_exported(tiny_model, "encoder", schemes, rounding=schemes):
         imitated = reference(tiny_model, mel)
     assert cosine(encoder.encode(mel), imitated) >= 0.99999
     np.testing.assert_array_equal(reference(tiny_model, mel), before)  # the model is as it was

@@ -10,7 +10,7 @@ import pytest
 
 from edgeomni.errors import EngineError
 from edgeomni.exporters.onnx_graph import FLOAT, Graph
-from edgeomni.quantize.schemes import Scheme, quantize
+from edgeomni.quantize.schemes import Scheme, dequantize, quantize
 from edgeomni.runtimes.ort_session import SessionFactory, optimized_ops
 
 SCHEMES = {
@@ -44,6 +44,19 @@ def test_sessions_compute_with_the_threads_asked_for_and_do_not_spin(tmp_path: P
     assert options.intra_op_num_threads == 1
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
     assert session.run(["y"], {"x": np.ones((1, 3, 64), np.float32)})[0].shape == (1, 3, 48)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_exact_graphs_multiply_in_float(name: str, tmp_path: Path) -> None:
+    scheme, _ = SCHEMES[name]
+    path = linear_graph(tmp_path / "a.onnx", scheme)
+    x = np.random.default_rng(1).standard_normal((1, 5, 64)).astype(np.float32)
+    weight = np.random.default_rng(0).standard_normal((48, 64)).astype(np.float32)
+    wanted = x @ dequantize(quantize(weight, scheme)).T
+    exact = SessionFactory(1, exact=[path]).open(path).run(["y"], {"x": x})[0]
+    rounded = SessionFactory(1).open(path).run(["y"], {"x": x})[0]
+    np.testing.assert_allclose(exact, wanted, atol=1e-4)
+    assert np.abs(rounded - wanted).max() > 1e-3
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +93,11 @@ class Up:
     @property
     def depthwise(self) -> bool:
         return self.taps.ndim == 3
+
+    @cached_property
+    def matrix(self) -> F32:
+        """All taps as one matrix [m * in, stride * out], for a product with m inputs side by side; not depthwise."""
+        return np.ascontiguousarray(self.taps.transpose(0, 3, 1, 2).reshape(len(self.taps) * self.inputs, -1))
 
 
 @dataclass(frozen=True)

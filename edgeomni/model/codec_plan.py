@@ -7,7 +7,6 @@ SNAC: arXiv 2410.14411, package `snac` (layers.py, vq.py, attention.py). Mimi: a
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +20,23 @@ from transformers import MimiModel
 from ..errors import CheckpointError
 from ..spec import CodecSpec
 from .codec_ops import (
-    F32, Block, CodecPlan, Conv, Elu, LocalAttention, Lookup, Noise, Op, Residual, Snake, Tanh, Transformer, Up,
+    F32,
+    Block,
+    CodecPlan,
+    Conv,
+    Elu,
+    LocalAttention,
+    Lookup,
+    Noise,
+    Op,
+    Residual,
+    Snake,
+    Tanh,
+    Transformer,
+    Up,
 )  # fmt: skip
+
+_MIMI_NEEDS = {"pad_mode": "constant", "hidden_act": "gelu", "use_causal_conv": True, "trim_right_ratio": 1.0}
 
 
 def plan(codec: nn.Module, spec: CodecSpec) -> CodecPlan:
@@ -108,20 +122,20 @@ class _Snac:
         tables = [_array(q.codebook.weight) for q in levels]
         tables[-1] = np.append(tables[-1], np.ones((len(tables[-1]), 1), np.float32), axis=1)
         parts = [_array(q.out_proj.weight)[:, :, 0] for q in levels]
-        parts.append(sum(_array(q.out_proj.bias) for q in levels)[:, None])
+        parts.append(np.sum([_array(q.out_proj.bias) for q in levels], axis=0)[:, None])
         into = np.concatenate(parts, axis=1).astype(np.float64)
         first = _array(convs[0].weight)
         if len(convs) == 2:
             out = _array(convs[1].weight)[:, :, 0].astype(np.float64)
             weight = np.einsum("oc,ck,ci->oik", out, first[:, 0], into, optimize=True)
-            bias = out @ _array(convs[0].bias) + _array(convs[1].bias)
+            bias = (out @ _array(convs[0].bias) + _array(convs[1].bias)).astype(np.float32)
         else:
             weight, bias = np.einsum("ock,ci->oik", first, into, optimize=True), _array(convs[0].bias)
         pad = convs[0].padding[0]
         levels_of = tuple(range(len(tables)))
         return [
             Lookup("codebooks", tuple(tables), self.spec.vq_strides, levels_of),
-            Conv("front", weight.astype(np.float32), bias.astype(np.float32), pad, pad),
+            Conv("front", weight.astype(np.float32), bias, pad, pad),
         ]
 
     def _layer(self, name: str, layer: nn.Module) -> Iterator[Op]:
@@ -170,11 +184,9 @@ def _local_attention(name: str, layer: LocalMHA) -> LocalAttention:
 
 def _mimi(codec: MimiModel, spec: CodecSpec) -> Iterator[Op]:
     config, decoder = codec.config, codec.decoder
-    if config.pad_mode != "constant" or config.hidden_act != "gelu":
-        raise CheckpointError(
-            f"Mimi with pad_mode {config.pad_mode!r} and hidden_act {config.hidden_act!r} cannot be streamed; "
-            "it needs constant padding and gelu"
-        )
+    for field, value in _MIMI_NEEDS.items():
+        if getattr(config, field) != value:
+            raise CheckpointError(f"Mimi with {field} {getattr(config, field)!r} cannot be streamed, only {value!r}")
     yield from _mimi_front(codec, len(spec.vq_strides))
     if decoder.upsample is not None:
         yield _mimi_up("upsample", decoder.upsample)
@@ -186,7 +198,9 @@ def _mimi(codec: MimiModel, spec: CodecSpec) -> Iterator[Op]:
 def _mimi_front(codec: MimiModel, levels: int) -> list[Op]:
     split = codec.quantizer
     parts = [split.semantic_residual_vector_quantizer, split.acoustic_residual_vector_quantizer]
-    tables, groups, projections = [], [], []
+    tables: list[F32] = []
+    groups: list[int] = []
+    projections: list[F32] = []
     for group, part in enumerate(parts):
         used = part.layers[: levels - len(tables)]
         tables += [_array(layer.codebook.embed) for layer in used]
@@ -203,13 +217,12 @@ def _mimi_front(codec: MimiModel, levels: int) -> list[Op]:
 
 def _mimi_up(name: str, layer: Any) -> Up:
     conv = layer.conv
-    return _up(name, conv, layer.padding_left, conv.kernel_size[0] - conv.stride[0] - layer.padding_left - layer.padding_right)
+    return _up(name, conv, 0, conv.kernel_size[0] - conv.stride[0] - layer.padding_right)
 
 
 def _mimi_conv(name: str, layer: Any) -> Conv:
-    conv, total = layer.conv, int(layer.padding_total)
-    left, right = (total, 0) if layer.causal else (int(layer.padding_left), int(layer.padding_right))
-    return Conv(name, _array(conv.weight), _bias(conv), left, right, conv.dilation[0], conv.groups)
+    conv = layer.conv
+    return Conv(name, _array(conv.weight), _bias(conv), int(layer.padding_total), 0, conv.dilation[0], conv.groups)
 
 
 def _mimi_layer(name: str, layer: Any) -> Op:
