@@ -44,6 +44,13 @@ def test_every_precision_passes_its_gate(bundles: dict[str, Bundle], precision: 
     Bundle.open(bundle.path, hashes=True)
 
 
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_the_portable_flavour_passes_too(tiny_model: Any, tmp_path: Path, precision: str) -> None:
+    gate = export(tiny_model, tmp_path / "out", precision, flavour="portable").manifest.gate
+    assert gate["passed"] is True
+    assert "llm.excess" not in gate["fidelity"]  # what rounds activations there is the engine's affair
+
+
 def test_sizes_fall_with_precision(bundles: dict[str, Bundle]) -> None:
     sizes = [bundles[p].size for p in ("int4", "int8", "fp16", "fp32")]
     assert sizes == sorted(sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -11,6 +12,7 @@ import pytest
 from edgeomni.errors import EngineError
 from edgeomni.exporters.onnx_graph import FLOAT, Graph
 from edgeomni.quantize.schemes import Scheme, dequantize, quantize
+from edgeomni.runtimes import ort_session
 from edgeomni.runtimes.ort_session import SessionFactory, optimized_ops
 
 SCHEMES = {
@@ -57,6 +59,22 @@ def test_exact_graphs_multiply_in_float(name: str, tmp_path: Path) -> None:
     rounded = SessionFactory(1).open(path).run(["y"], {"x": x})[0]
     np.testing.assert_allclose(exact, wanted, atol=1e-4)
     assert np.abs(rounded - wanted).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("isa", "value"), [(("avx2",), "1"), (("avx2", "avx512f", "avx512_vnni"), "0"), (("neon",), "0")]
+)
+def test_dynamic_weights_are_made_exact_where_u8_x_s8_overflows(
+    isa: tuple[str, ...], value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = linear_graph(tmp_path / "a.onnx", Scheme("int8_dynamic"))
+    monkeypatch.setattr(ort_session, "detect", lambda: SimpleNamespace(isa=isa))
+    ort_session._u8s8_overflows.cache_clear()
+    x = {"x": np.random.default_rng(1).standard_normal((1, 5, 64)).astype(np.float32)}
+    session = SessionFactory(1).open(path, dynamic=True)
+    ort_session._u8s8_overflows.cache_clear()
+    assert session.get_session_options().get_session_config_entry("session.x64quantprecision") == value
+    np.testing.assert_allclose(session.run(["y"], x)[0], SessionFactory(1).open(path).run(["y"], x)[0], atol=1e-5)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
