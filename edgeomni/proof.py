@@ -35,7 +35,10 @@ def judged(
     precisions = {name: c.precision for name, c in parts.items()}
 
     def verdict(measured: fidelity.Measured) -> Report:
-        return judge(measured.figures, precisions, trained=trained, options=options, details=measured.details)
+        return judge(
+            measured.figures, precisions, trained=trained, options=options, details=measured.details,
+            within_reach=measured.within_reach,
+        )  # fmt: skip
 
     progress("re-read weights")
     measured = _reread(model, bundle)
@@ -103,6 +106,7 @@ def _torch_side(model: OmniModel, bundle: Bundle) -> fidelity.TorchSide:
         llm_rounding=stored("llm", schemes["llm"]) if rounds else None,
         llm_shaken=lambda: stand_in.jittered(model, "llm", schemes["llm"]),
         decode_stored=decode if schemes["codec"]["codec"].kind == "fp32" else _halved_decode(model),
+        decode_double=stand_in.double_codec(model),
     )
 
 

@@ -117,8 +117,23 @@ def offline_codec(model: OmniModel) -> Callable[[Sequence[NDArray[np.int64]]], N
     """The checkpoint's own decoder: codes per level, [n * ids_per_level] -> wave [S], all at once, noise off."""
 
     def decode(codes: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
-        wave = model.decode_codes([torch.from_numpy(c)[None].to(model.device) for c in codes])
-        return np.asarray(wave.float().cpu().numpy())
+        with torch.no_grad():
+            wave = model.decode_codes([torch.from_numpy(c)[None].to(model.device) for c in codes])
+        return np.asarray(wave.cpu().numpy())
+
+    return decode
+
+
+def double_codec(model: OmniModel) -> Callable[[Sequence[NDArray[np.int64]]], NDArray[np.float32]]:
+    """The checkpoint's own decoder in float64; widening and narrowing leaves its float32 weights as they were."""
+    single = offline_codec(model)
+
+    def decode(codes: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        model.codec.double()
+        try:
+            return single(codes)
+        finally:
+            model.codec.float()
 
     return decode
 

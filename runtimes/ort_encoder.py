@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from ..bundle import Component
 from ..components import F32
@@ -22,9 +21,6 @@ class OrtEncoder:
         dynamic = component.meta["flavour"] == "ort" and "int8_dynamic" in component.scheme.values()
         self._session = sessions.open(bundle_path / component.graphs["encoder"]["path"], dynamic=dynamic)
         self._cuts = "wanted" in {i.name for i in self._session.get_inputs()}
-        self._run = ort.RunOptions()
-        # The attention scores of a 30 s window are 100 MB that nothing needs until the next question.
-        self._run.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def encode(self, mel: F32, wanted: int | None = None) -> F32:
         """Log-mel [n_mels, t] (t even) -> the first `wanted` features [wanted or t // 2, D].
@@ -42,5 +38,5 @@ class OrtEncoder:
         if self._cuts:
             feed["wanted"] = np.array([wanted])
         with translated("the encoder failed", "try a shorter window or fewer threads"):
-            features: F32 = self._session.run(["features"], feed, self._run)[0][0]
+            features: F32 = self._session.run(["features"], feed)[0][0]
         return features[:wanted]

@@ -29,8 +29,9 @@ class SessionFactory:
 
     `threads` is what one session computes with (None: all physical cores). Only one session of an answer runs at a
     time, so each may use them all; but idle pools that spin would steal 40 % from the one that works, therefore
-    spinning stops with each run (session.force_spinning_stop). the graphs in `exact` compute with float activations
-    where their kernels would round them to 8 bits (MatMulNBits): the same weights, much slower, for the gate alone.
+    spinning stops with each run (session.force_spinning_stop). On a CPU all sessions draw on one memory arena, so
+    that what the encoder needs for a moment serves the codec later. The graphs in `exact` compute with float
+    activations where their kernels would round them to 8 bits (MatMulNBits): much slower, for the gate alone.
     Raises EngineError for a device that is not there.
     """
 
@@ -61,7 +62,18 @@ class SessionFactory:
         options.intra_op_num_threads = self.threads or 0
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.device == "cpu":
+            _share_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            options.enable_mem_pattern = False  # a plan per input shape would keep a block for each
         return options
+
+
+@cache
+def _share_arena() -> None:
+    """One CPU arena for all sessions of the process, growing as ONNX Runtime's own would."""
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(place, ort.OrtArenaCfg(0, -1, -1, -1))
 
 
 def optimized_ops(path: Path) -> Counter[str]:

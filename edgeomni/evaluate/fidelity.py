@@ -24,6 +24,9 @@ GROUPS_OF_GRAPH = {
     "text_head": ("text_head",), "audio_head": ("audio_head",),
 }  # fmt: skip
 """Graph -> tensor groups whose schemes say which kernels its linear layers run on."""
+_OWN_FRAMES = 32
+_ROUNDINGS_DB = 20
+"""How much more another engine's order of operations may round than torch's does."""
 _STEP = 1e-3
 """Share of the logits' spread that one activation rounded the other way, right before a head, may turn."""
 _NEAR_TIE = 4 * _STEP
@@ -50,7 +53,8 @@ class TorchSide:
     `encoder_stored`, `llm_stored`: holding the weights as stored; the encoder and the LLM's heads also round
     activations as their kernels do. `llm_rounding`: all of the LLM does, which None says no kernel does.
     `llm_shaken`, within it: inputs besides shaken by as much as float32 rounds. `decode` (codes per level -> wave
-    [S], offline) is the original codec, `decode_stored` the one with the weights as stored.
+    [S], offline) is the original codec, `decode_stored` the one with the weights as stored, `decode_double` the
+    original in float64.
     """
 
     encoder: Encoder
@@ -61,6 +65,7 @@ class TorchSide:
     llm_rounding: Context | None
     llm_shaken: Context
     decode_stored: Decode
+    decode_double: Decode
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ class Measured:
 
     figures: dict[Part, dict[str, float]] = field(default_factory=lambda: {"fidelity": {}, "quality": {}})
     details: dict[str, Any] = field(default_factory=dict)
+    within_reach: dict[str, float] = field(default_factory=dict)
+    """What float32 can reach at all on this checkpoint, where that is less than usual."""
 
 
 def measure(sides: Sides, mels: Sequence[F32], out: Measured, progress: Callable[[str], None] = lambda _: None) -> None:
@@ -181,4 +188,17 @@ def _codec(sides: Sides, spoken: Sequence[compare.Script], out: Measured) -> Non
     exported = compare.decoded(sides.exported.codec, codec, codes)
     out.figures["fidelity"]["codec.si_sdr"] = metrics.si_sdr(reference, exported)
     out.figures["quality"]["codec.log_mel"] = metrics.log_mel_distance(original, exported, codec.sample_rate)
-    out.details["codec"] = {"frames": len(codes[0]) // codec.ids_per_level[0]}
+    own = _own_rounding(sides, codes)
+    out.within_reach["codec.si_sdr"] = own - _ROUNDINGS_DB
+    out.details["codec"] = {"frames": len(codes[0]) // codec.ids_per_level[0], "torch against float64, dB": own}
+
+
+def _own_rounding(sides: Sides, codes: Sequence[NDArray[np.int64]]) -> float:
+    """SI-SDR in dB of torch's own float32 decode against float64, on the answer's beginning.
+
+    Well over 100 for a trained codec. One that amplifies rounding (random weights drive thousands into its sines)
+    may be far below, and then no other order of additions can come closer to it than that.
+    """
+    per_level = sides.spec.codec.ids_per_level
+    start = [c[: _OWN_FRAMES * n] for c, n in zip(codes, per_level, strict=True)]
+    return metrics.si_sdr(sides.torch.decode_double(start), sides.torch.decode(start))

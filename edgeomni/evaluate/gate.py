@@ -99,13 +99,18 @@ class Report:
 
 def judge(
     measured: Mapping[Part, Mapping[str, float]], precisions: Mapping[str, str], *, trained: bool,
-    options: GateOptions, details: Mapping[str, Any],
+    options: GateOptions, details: Mapping[str, Any], within_reach: Mapping[str, float] | None = None,
 ) -> Report:  # fmt: skip
-    """Figures by part and name -> Report. `precisions`: component -> precision, which chooses the thresholds."""
+    """Figures by part and name -> Report. `precisions`: component -> precision, which chooses the thresholds.
+
+    `within_reach` lowers an at-least threshold of fidelity to what float32 can reach on this checkpoint at all.
+    """
     figures = []
     for part, values in measured.items():
         for name, value in values.items():
             sense, limit = _limit(part, name, precisions[name.partition(".")[0]])
+            if part == "fidelity" and limit is not None:
+                limit = min(limit, (within_reach or {}).get(name, limit))
             limit = options.limits.get(_spelling(part, name), limit)
             figures.append(Figure(name, part, float(value), sense, limit, trained or part == "fidelity"))
     return Report(tuple(figures), details)
