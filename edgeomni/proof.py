@@ -112,8 +112,7 @@ def _torch_side(model: OmniModel, bundle: Bundle) -> fidelity.TorchSide:
 
 def _halved_decode(model: OmniModel) -> fidelity.Decode:
     """torch's codec holding weights rounded to half, the whole answer in one push."""
-    from .exporters.as_exported import halved
-    from .model.codec_plan import plan
+    from .model.codec_plan import halved, plan
     from .runtimes.torch_codec import TorchCodec
 
     codec = TorchCodec(model, halved(plan(model.codec, model.spec.codec)))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from ..model.omni import OmniModel
 
 PREFIXES = {"encoder": ("encoder.", "adapter."), "llm": ("body.", "tts.", "embedding.", "text_head.", "audio_head.")}
-_STORED_IN_HALF = {"tables", "taps", "weight", "qkv", "out", "fc1", "fc2"}
-"""Fields of model/codec_ops.py that exporters/onnx_codec.py stores in half at fp16."""
 _ROUNDING = 1e-6
 """Relative difference of a linear layer's inputs between two correct float32 implementations."""
 _HEADS = {"text_logits": "text_head", "audio_logits": "audio_head"}
@@ -136,20 +133,6 @@ def double_codec(model: OmniModel) -> Callable[[Sequence[NDArray[np.int64]]], ND
             model.codec.float()
 
     return decode
-
-
-def halved(part: Any) -> Any:
-    """A codec plan (or a part of it) with the weights that an fp16 export stores rounded to half."""
-    if isinstance(part, tuple):
-        return tuple(halved(p) for p in part)
-    if not is_dataclass(part) or isinstance(part, type):
-        return part
-    values = {f.name: getattr(part, f.name) for f in fields(part) if f.init}
-    return replace(part, **{n: _half(v) if n in _STORED_IN_HALF else halved(v) for n, v in values.items()})
-
-
-def _half(value: Any) -> Any:
-    return tuple(map(_half, value)) if isinstance(value, tuple) else value.astype(np.float16).astype(np.float32)
 
 
 @contextmanager
