@@ -131,7 +131,7 @@ class Session:
         from .model import checkpoints
         from .runtimes import torch_ref
 
-        model = checkpoints.load(path, device=device)
+        model = checkpoints.load(path)
         return cls(torch_ref.load(model, device=device, threads=threads), model.spec, model.tokenizer_json)
 
     def cancel(self) -> None:

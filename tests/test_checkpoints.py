@@ -71,9 +71,7 @@ def test_saving_twice_gives_the_same_bytes(tiny_model: Any, tiny_dir: Path, tmp_
 
 
 def test_existing_path_needs_force(tiny_model: Any, tmp_path: Path) -> None:
-    target = tmp_path / "model"
-    target.mkdir()
-    (target / "precious").touch()
+    target = checkpoints.save_preset("tiny", 3, tmp_path / "model")
     with pytest.raises(UsageError, match="--force"):
         checkpoints.save(tiny_model, target)
     checkpoints.save(tiny_model, target, force=True)
@@ -312,3 +310,16 @@ def test_golden_text_reaches_the_tokenizer(golden: Golden, golden_model: Any) ->
     tokenizers = pytest.importorskip("tokenizers")
     ids = tokenizers.Tokenizer.from_str(golden_model.tokenizer_json).encode(golden.meta["text"]).ids
     assert np.array_equal(ids, golden["text_ids"])
+
+
+def test_force_replaces_a_checkpoint_and_nothing_else(tiny_model: Any, tmp_path: Path) -> None:
+    target = checkpoints.save(tiny_model, tmp_path / "checkpoint")
+    checkpoints.save(tiny_model, target, force=True)
+    assert all(p.stat().st_mode & 0o044 == 0o044 for p in target.iterdir()), "readable by all, like any file"
+    for other in (tmp_path / "photos", tmp_path / "note.txt"):
+        other.mkdir() if not other.suffix else other.write_text("mine")
+        if other.is_dir():
+            (other / "me.jpg").write_bytes(b"mine")
+        with pytest.raises(UsageError, match="is no checkpoint, so --force does not overwrite it"):
+            checkpoints.save(tiny_model, other, force=True)
+        assert other.exists()

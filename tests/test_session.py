@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 
 from edgeomni import AudioChunk, Bundle, Sampling, Session, TurnEnd
 from edgeomni.convert import export_bundle
@@ -78,7 +80,8 @@ def test_a_short_window_gives_as_many_features(bundle: Bundle, monkeypatch: pyte
     assert seen == [(3000, 76), (200, 76), (1000, 76)]
 
 
-def test_the_wrong_engine_or_device_is_named(bundle: Bundle) -> None:
+def test_the_wrong_engine_or_device_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(UsageError, match="runs on onnxruntime, not on tensorrt"):
         Session.open(bundle, engine="tensorrt")
     with pytest.raises(EngineError, match="CUDAExecutionProvider.*onnxruntime-gpu"):
@@ -92,3 +95,9 @@ def test_a_bundle_for_an_unknown_engine_is_refused(bundle: Bundle, tmp_path: Pat
     manifest.write_text(manifest.read_text().replace('"engine": "onnxruntime"', '"engine": "npu9"', 1))
     with pytest.raises(BundleError, match="npu9"):
         Session.open(copy)
+
+
+def test_a_checkpoint_on_a_missing_device_is_named(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match="sees no CUDA device"):
+        Session.open(tiny_dir, device="cuda")

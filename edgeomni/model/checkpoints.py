@@ -80,6 +80,7 @@ def save(model: OmniModel, directory: str | os.PathLike[str], *, force: bool = F
     def write(target: Path) -> None:
         _write_config(target, config)
         save_file(state, target / WEIGHTS, metadata={"format": "pt"})
+        (target / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
         if model.tokenizer_json is not None:
             (target / TOKENIZER).write_text(model.tokenizer_json, encoding="utf-8")
 
@@ -151,6 +152,8 @@ def _write_whole(directory: Path, write: Any, force: bool) -> Path:
     """`write(temporary)` beside the target, then renamed into place; on any failure nothing is left behind."""
     if directory.exists() and not force:
         raise UsageError(f"{directory} exists; choose another path or overwrite it with --force")
+    if directory.exists() and not _may_go(directory):
+        raise UsageError(f"{directory} is no checkpoint, so --force does not overwrite it; remove it yourself")
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
@@ -166,6 +169,10 @@ def _write_whole(directory: Path, write: Any, force: bool) -> Path:
     return directory
 
 
+def _may_go(directory: Path) -> bool:
+    return directory.is_dir() and (kind_of(directory) is not None or not any(directory.iterdir()))
+
+
 def _swap(temporary: Path, directory: Path) -> None:
     if not directory.exists():
         os.rename(temporary, directory)
@@ -177,7 +184,7 @@ def _swap(temporary: Path, directory: Path) -> None:
     except OSError:
         os.rename(old, directory)
         raise
-    shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _unshared(tensor: Tensor) -> Tensor:
