@@ -135,3 +135,16 @@ def test_init_writes_a_checkpoint_or_a_recipe(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         answers.append(np.load(out)["tokens"])
     np.testing.assert_array_equal(*answers)
+
+
+def test_a_reader_that_leaves_does_not_cost_the_sound_file(tiny_dir: Path, tmp_path: Path) -> None:
+    question, answer = tmp_path / "question.wav", tmp_path / "answer.wav"
+    soundfile.write(question, 0.2 * np.sin(np.arange(16000) * 0.05), 16000)
+    command = [sys.executable, "-m", "edgeomni", "run", str(tiny_dir), str(question), "-o", str(answer)]
+    child = subprocess.Popen([*command, "--max-length", "120"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout and child.stderr
+    child.stdout.close()
+    message = child.stderr.read().decode()
+    child.stderr.close()
+    assert child.wait() == 0, message
+    assert soundfile.info(answer).frames > 24000

@@ -61,8 +61,13 @@ class Sinks:
         self._stack.__exit__(kind, exc, tb)
 
     def text(self, delta: str) -> None:
-        """Text goes to stdout, unless stdout carries the sound."""
-        click.echo(delta, nl=False, err=self._raw)
+        """Text goes to stdout, unless stdout carries the sound. A reader that leaves does not cost the sound file."""
+        try:
+            click.echo(delta, nl=False, err=self._raw)
+        except BrokenPipeError:
+            if self._wav is None and self._speaker is None:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if self._raw else sys.stdout).fileno())
 
     def audio(self, samples: F32) -> None:
         """Samples [S] to every open sink."""
