@@ -33,7 +33,7 @@ _GROUP_OF = (
 def preset(precision: str) -> dict[str, str]:
     """One word for the whole model -> the precision of each component.
 
-    8 bits are the encoder's floor, and the codec stays float: integers gain it nothing (its time is in Sin).
+    8 bits are the encoder's floor, and the codec stays float: integers gain it nothing.
     """
     _known(precision)
     return {
