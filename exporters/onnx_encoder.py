@@ -1,8 +1,9 @@
 """Whisper encoder (arXiv 2212.04356) and adapter -> one ONNX graph, mel [1, n_mels, t] -> features [1, t/2, D].
 
 A question fills little of the padded window, and only its features are used: the fused graph takes their number as
-`wanted`, and computes the last block's queries, its MLP and the adapter for those positions alone. The keys and values of all
-positions stay, so that this is exact in float; at INT8 the kernels' dynamic ranges then span the wanted positions only.
+`wanted`, and computes the last block's queries, its MLP and the adapter for those positions alone. The keys and
+values of all positions stay, so that this is exact in float; at INT8 the kernels' dynamic ranges then span the wanted
+positions only.
 
 Convolutions stay float: quantizing them costs accuracy and saves 2 % of the bytes.
 """
