@@ -55,8 +55,13 @@ def prepare(work: Path) -> dict[str, Any]:
     wall, memory = command(edgeomni, "export", checkpoint, "-o", work / "int4", "--precision", "int4", "--force")
     size = {n: sum(p.stat().st_size for p in (work / n).rglob("*") if p.is_file()) for n in ("int4", "fp32")}
     gate = json.loads((work / "int4" / "bundle.json").read_text())["gate"]
-    return {"export_s": wall, "export_gb": memory, "int4_mb": size["int4"] / 1e6, "fp32_mb": size["fp32"] / 1e6,
-            "encoder_cosine": gate["quality"]["encoder.cosine"]["value"]}  # fmt: skip
+    return {
+        "export_s": wall,
+        "export_gb": memory,
+        "int4_mb": size["int4"] / 1e6,
+        "fp32_mb": size["fp32"] / 1e6,
+        "encoder_cosine": gate["quality"]["encoder.cosine"]["value"],
+    }
 
 
 def exactness(work: Path) -> tuple[float, int]:
@@ -76,22 +81,37 @@ def goals(made: dict[str, Any], torch: dict[str, Any], int4: dict[str, Any], fp3
     encoder, codec = torch["encoder_ms"]["median"], int4["codec"]
     return [
         ("INT4 frame, two rows, against torch", torch["frame_ms"]["median"] / two_rows, 8, "x faster", True),
-        ("INT4 frame after the text, against while it runs", two_rows / now["frame_after_ms"]["median"], 1.5,
-         "x faster", True),
+        (
+            "INT4 frame after the text, against while it runs",
+            two_rows / now["frame_after_ms"]["median"],
+            1.5,
+            "x faster",
+            True,
+        ),
         ("RTF of an INT4 answer of 10 s, codec included", now["rtf"], 0.15, "", False),
-        ("INT4 two-row frame against fp32 ONNX", fp32["30 s"]["frame_text_ms"]["median"] / two_rows, 4,
-         "x faster", True),
+        (
+            "INT4 two-row frame against fp32 ONNX",
+            fp32["30 s"]["frame_text_ms"]["median"] / two_rows,
+            4,
+            "x faster",
+            True,
+        ),
         ("first audio, 30 s window, against torch", first / now["first_audio_s"], 6, "x sooner", True),
         ("first audio, 10 s window, against torch", first / short["first_audio_s"], 10, "x sooner", True),
         ("encoder INT8, 30 s window, against torch", encoder / now["encoder_ms"]["median"], 4, "x faster", True),
         ("encoder INT8 cosine", made["encoder_cosine"], 0.999, "", True),
-        ("codec in 4-frame pushes against offline, per frame",
-         codec["streamed_ms"]["median"] / codec["offline_ms"]["median"], 1.25, "x", False),
+        (
+            "codec in 4-frame pushes against offline, per frame",
+            codec["streamed_ms"]["median"] / codec["offline_ms"]["median"],
+            1.25,
+            "x",
+            False,
+        ),
         ("peak RSS of the serving process, INT4", int4["peak_rss_mb"] / 1e3, 0.9, "GB", False),
         ("bundle, INT4 against fp32", made["int4_mb"] / made["fp32_mb"], 0.22, "x", False),
         ("export INT4, gate included", made["export_s"] / 60, 10, "min", False),
         ("export INT4, peak memory", made["export_gb"], 12, "GB", False),
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:
@@ -107,8 +127,10 @@ def main() -> None:
         int4 = measured("bundle", work / "int4", work, windows={"30 s": 30, "10 s": 10}, codec=True)
         error, wrong = exactness(work)
     rows = goals(made, torch, int4, fp32)
-    print(f"\nstream against torch's offline decode: largest error {error:.1e}, first sample off by {EXACT:g}: "
-          f"{'none' if wrong < 0 else wrong}\n")  # fmt: skip
+    print(
+        f"\nstream against torch's offline decode: largest error {error:.1e}, first sample off by {EXACT:g}: "
+        f"{'none' if wrong < 0 else wrong}\n"
+    )
     for what, figure, goal, unit, more in rows:
         met = figure >= goal if more else figure <= goal
         verdict, sense = "met   " if met else "MISSED", ">=" if more else "<="

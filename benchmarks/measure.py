@@ -14,7 +14,8 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from edgeomni.arrays import F32, I64
 
 SAMPLE_SECONDS = 5.0
 CODEC_FRAMES, TEXT_END = 117, 40
@@ -24,7 +25,7 @@ TORCH_TURNS, TORCH_FRAMES = 3, 16
 CODEC_PUSH = 4
 
 
-def question(rate: int = 16000) -> NDArray[np.float32]:
+def question(rate: int = 16000) -> F32:
     """Five seconds of gliding harmonics: only their length matters to the timings."""
     t = np.arange(int(SAMPLE_SECONDS * rate)) / rate
     phase = 2 * np.pi * np.cumsum(140 + 40 * np.sin(3 * t)) / rate
@@ -32,7 +33,7 @@ def question(rate: int = 16000) -> NDArray[np.float32]:
     return (0.1 * voice * (0.6 + 0.4 * np.sin(16 * t))).astype(np.float32)
 
 
-def forced_codes(work: Path, codebook: int, streams: int) -> NDArray[np.int64]:
+def forced_codes(work: Path, codebook: int, streams: int) -> I64:
     """The same random codec frames for every process of a run."""
     path = work / "codes.npy"
     if not path.exists():
@@ -94,7 +95,7 @@ def measure_bundle(source: Path, work: Path, options: dict[str, Any]) -> dict[st
     return out
 
 
-def _turns(session: Any, codes: NDArray[np.int64], window: float, work: Path) -> dict[str, Any]:
+def _turns(session: Any, codes: I64, window: float, work: Path) -> dict[str, Any]:
     from edgeomni import AudioChunk, TurnEnd
 
     samples = question()
@@ -122,7 +123,7 @@ def _turns(session: Any, codes: NDArray[np.int64], window: float, work: Path) ->
     }
 
 
-def _codec(session: Any, codes: NDArray[np.int64]) -> dict[str, Any]:
+def _codec(session: Any, codes: I64) -> dict[str, Any]:
     """Exact streaming in 4-frame pushes against one offline decode, turn about, per codec frame."""
     codec, spec = session.components.codec, session.spec.codec
     streamed, offline = [], []
@@ -132,7 +133,7 @@ def _codec(session: Any, codes: NDArray[np.int64]) -> dict[str, Any]:
     return {"streamed_ms": spread(streamed[WARMUP:]), "offline_ms": spread(offline[WARMUP:])}
 
 
-def _decode(codec: Any, spec: Any, codes: NDArray[np.int64], pushes: list[int]) -> float:
+def _decode(codec: Any, spec: Any, codes: I64, pushes: list[int]) -> float:
     from edgeomni.tokens import frames_to_codes
 
     began, state, at = perf_counter(), codec.open(), 0

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
 from edgeomni import audio, prompts, tokens
+from edgeomni.arrays import F32, I64
 from edgeomni.model.omni import OmniModel
 
 CHUNK_FRAMES = 4
@@ -35,7 +35,7 @@ class Timings:
 
 
 @torch.inference_mode()
-def respond(model: OmniModel, samples: NDArray[np.float32], codec_frames: NDArray[np.int64], frames: int) -> Timings:
+def respond(model: OmniModel, samples: F32, codec_frames: I64, frames: int) -> Timings:
     """One two-row aa turn of `frames` LLM frames; the ids that reach the codec are `codec_frames` [n, K]."""
     out, began = Timings(), perf_counter()
     spec, layout = model.spec, model.spec.layout
@@ -72,7 +72,7 @@ def _joint_step(model: OmniModel, ids: Any, features: Any, cache: Any) -> tuple[
     return joint[:, : layout.text_vocab], speech
 
 
-def _chunk(model: OmniModel, frames: NDArray[np.int64], out: Timings) -> None:
+def _chunk(model: OmniModel, frames: I64, out: Timings) -> None:
     since = perf_counter()
     codes = tokens.frames_to_codes(frames, model.spec.codec)
     model.decode_codes([torch.from_numpy(c)[None] for c in codes])

@@ -9,5 +9,13 @@ from .spec import OmniSpec
 __version__ = "0.1.0"
 
 __all__ = [
-    "AudioChunk", "Bundle", "EdgeOmniError", "OmniSpec", "Sampling", "Session", "TextDelta", "TurnEnd", "__version__",
-]  # fmt: skip
+    "AudioChunk",
+    "Bundle",
+    "EdgeOmniError",
+    "OmniSpec",
+    "Sampling",
+    "Session",
+    "TextDelta",
+    "TurnEnd",
+    "__version__",
+]

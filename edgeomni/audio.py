@@ -13,10 +13,9 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from .arrays import F32, F64
 from .errors import AudioError
 from .spec import FrontEndSpec
-
-F32 = NDArray[np.float32]
 
 MAX_CHANNELS = 2
 RATES_HZ = (4_000, 96_000)
@@ -194,12 +193,12 @@ def _mel_filters(spec: FrontEndSpec) -> F32:
 _LINEAR_HZ, _BREAK_HZ, _LOG_STEP = 200 / 3, 1000.0, np.log(6.4) / 27
 
 
-def _hz_to_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
+def _hz_to_mel(hz: F64) -> F64:
     log = _BREAK_HZ / _LINEAR_HZ + np.log(np.maximum(hz, _BREAK_HZ) / _BREAK_HZ) / _LOG_STEP
     return np.where(hz >= _BREAK_HZ, log, hz / _LINEAR_HZ)
 
 
-def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mel_to_hz(mel: F64) -> F64:
     start = _BREAK_HZ / _LINEAR_HZ
     return np.where(mel >= start, _BREAK_HZ * np.exp(_LOG_STEP * (mel - start)), _LINEAR_HZ * mel)
 

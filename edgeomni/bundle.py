@@ -164,9 +164,7 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
 
 def describe_files(root: Path, paths: Iterable[Path]) -> list[FileEntry]:
     """FileEntry of each path, relative to `root`, in order of name."""
-    return [
-        FileEntry(p.relative_to(root).as_posix(), p.stat().st_size, sha256(p)) for p in sorted(set(paths))
-    ]
+    return [FileEntry(p.relative_to(root).as_posix(), p.stat().st_size, sha256(p)) for p in sorted(set(paths))]
 
 
 def sha256(path: Path) -> str:

@@ -9,12 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
-I64 = NDArray[np.int64]
+from .arrays import F32, I32, I64
 
 State = Any
 """Engine-private: the KV cache of one turn, with `length` (frames cached so far). Dropping it frees the cache."""

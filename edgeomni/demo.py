@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .audio import WavWriter
 from .bundle import Bundle
-from .convert import export_bundle
 from .errors import UsageError
+from .export import export_bundle
 from .profiling import report
 from .profiling.measure import Job, measure_apart
 from .profiling.question import spoken_question

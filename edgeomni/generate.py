@@ -14,8 +14,8 @@ from time import perf_counter
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import F32, I64
 from .components import Components, Hidden, State
 from .errors import PromptError
 from .prompts import Prompt
@@ -24,10 +24,6 @@ from .spans import Spans
 from .spec import AUDIO_OUT, OmniSpec
 from .streaming import AudioStream
 from .tokens import audio_constant, delay, shift_audio
-
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
-I64 = NDArray[np.int64]
 
 StopReason = Literal["eoa", "eot", "length", "cancelled"]
 
@@ -75,9 +71,15 @@ class Stop:
 
 
 def generate(
-    components: Components, spec: OmniSpec, task: str, prompt: Prompt, features: F32 | None, options: Options,
-    spans: Spans, cancelled: Callable[[], bool] = lambda: False,
-) -> Generator[Frame | Samples | Stop, None, None]:  # fmt: skip
+    components: Components,
+    spec: OmniSpec,
+    task: str,
+    prompt: Prompt,
+    features: F32 | None,
+    options: Options,
+    spans: Spans,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Generator[Frame | Samples | Stop, None, None]:
     """Runs one turn; yields each Frame, Samples as the codec finishes them, and one Stop.
 
     Raises PromptError where the prompt leaves no room for an answer.

@@ -165,8 +165,12 @@ def _list(names: Any) -> str:
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,), "int": (int,), "float": (int, float), "list[str]": (list,), "dict": (dict,),
-}  # fmt: skip
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "list[str]": (list,),
+    "dict": (dict,),
+}
 
 
 def _section(cls: type[_T], data: Any, where: str) -> _T:
@@ -211,10 +215,17 @@ class Machine:
 
 
 _ISA = {
-    "avx2": "avx2", "avx_vnni": "avx_vnni", "avx512f": "avx512f", "avx512_vnni": "avx512_vnni",
-    "avx512_bf16": "avx512_bf16", "amx_int8": "amx_int8",
-    "asimd": "neon", "asimddp": "dotprod", "i8mm": "i8mm", "sve": "sve",
-}  # fmt: skip
+    "avx2": "avx2",
+    "avx_vnni": "avx_vnni",
+    "avx512f": "avx512f",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "amx_int8": "amx_int8",
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+    "sve": "sve",
+}
 
 
 def detect() -> Machine:

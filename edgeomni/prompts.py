@@ -16,13 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import I32
 from .errors import PromptError
 from .spec import AUDIO_IN, AUDIO_OUT, TASKS, OmniSpec, TokenLayout
 from .tokens import audio_constant
-
-I32 = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,14 @@ class Prompt:
 
 
 def build(
-    spec: OmniSpec, task: str, *, features: int = 0, text_ids: Sequence[int] = (), two_row: bool = False,
+    spec: OmniSpec,
+    task: str,
+    *,
+    features: int = 0,
+    text_ids: Sequence[int] = (),
+    two_row: bool = False,
     history: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
-) -> Prompt:  # fmt: skip
+) -> Prompt:
     """The prompt of one turn: `features` encoder features, or `text_ids`, according to `task`.
 
     `history` holds earlier turns as (question ids, answer ids). Raises PromptError for an unknown task or one that

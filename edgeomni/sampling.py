@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import F32, F64, I64
 from .errors import UsageError
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Sampler:
         self._options = sampling
         self._rng = np.random.default_rng(sampling.seed)
 
-    def audio(self, logits: F32) -> NDArray[np.int64]:
+    def audio(self, logits: F32) -> I64:
         """[K, audio_vocab] -> unshifted ids [K]."""
         if self._options.deterministic:
             return np.asarray(logits.argmax(-1), np.int64)
@@ -77,7 +75,7 @@ class Sampler:
         return int(ids[np.searchsorted(edges, u * edges[-1], side="right")])
 
 
-def _nucleus(p: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:
+def _nucleus(p: F64, top_p: float) -> F64:
     order = np.argsort(-p, kind="stable")
     kept = np.cumsum(p[order]) - p[order] < top_p
     out = np.zeros_like(p)

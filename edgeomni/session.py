@@ -1,8 +1,8 @@
 """Session: a loaded model that answers turns. What applications embed.
 
-    >>> session = Session.open("bundle")                            # doctest: +SKIP
-    >>> for event in session.respond("aa", audio="question.wav"):   # doctest: +SKIP
-    ...     print(event)
+>>> session = Session.open("bundle")                            # doctest: +SKIP
+>>> for event in session.respond("aa", audio="question.wav"):   # doctest: +SKIP
+...     print(event)
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import audio as sound
 from . import prompts
+from .arrays import F32, I32, I64
 from .bundle import Bundle, is_bundle
 from .components import Components
 from .errors import AudioError, CheckpointError, UsageError
@@ -31,10 +31,6 @@ from .sampling import Sampling
 from .spans import Spans
 from .spec import AUDIO_IN, OmniSpec
 from .text import TextStream, Tokenizer
-
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
-I64 = NDArray[np.int64]
 
 logger = logging.getLogger("edgeomni")
 
@@ -95,9 +91,13 @@ class Session:
 
     @classmethod
     def open(
-        cls, source: Bundle | str | os.PathLike[str], *, threads: int | None = None, device: str = "cpu",
+        cls,
+        source: Bundle | str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
         engine: str | None = None,
-    ) -> Session:  # fmt: skip
+    ) -> Session:
         """Opens a bundle (or a Bundle already open, whose weights are then shared) or a checkpoint directory.
 
         A checkpoint runs on the torch reference. `engine` asserts which engine is meant ("onnxruntime", "torch").
@@ -129,10 +129,10 @@ class Session:
         if not path.exists():
             raise CheckpointError(f"{path}: no such bundle or checkpoint directory")
         from .model import checkpoints
-        from .runtimes import torch_ref
+        from .runtimes.torch import llm as torch_llm
 
         model = checkpoints.load(path)
-        return cls(torch_ref.load(model, device=device, threads=threads), model.spec, model.tokenizer_json)
+        return cls(torch_llm.load(model, device=device, threads=threads), model.spec, model.tokenizer_json)
 
     def cancel(self) -> None:
         """Stops the running turn within one frame (barge-in). May be called from any thread."""
@@ -143,12 +143,23 @@ class Session:
             part.close()
 
     def respond(
-        self, task: str, audio: F32 | str | os.PathLike[str] | None = None, text: str | None = None, *,
-        sampling: Sampling | None = None, max_length: int | None = None, two_row: bool = True, strict: bool = False,
-        encoder_window: Window = None, long_audio: Literal["refuse", "split"] = "refuse",
-        channel: int | None = None, noise_seed: int | None = None,
-        history: Sequence[tuple[str, str]] = (), forced_codes: I64 | None = None, forced_text_end: int | None = None,
-    ) -> Iterator[Event]:  # fmt: skip
+        self,
+        task: str,
+        audio: F32 | str | os.PathLike[str] | None = None,
+        text: str | None = None,
+        *,
+        sampling: Sampling | None = None,
+        max_length: int | None = None,
+        two_row: bool = True,
+        strict: bool = False,
+        encoder_window: Window = None,
+        long_audio: Literal["refuse", "split"] = "refuse",
+        channel: int | None = None,
+        noise_seed: int | None = None,
+        history: Sequence[tuple[str, str]] = (),
+        forced_codes: I64 | None = None,
+        forced_text_end: int | None = None,
+    ) -> Iterator[Event]:
         """Answers one question; yields TextDelta and AudioChunk as they come, then one TurnEnd.
 
         `audio`: samples [S] float32 mono at the front end's rate, or a sound file. `encoder_window`: seconds, "auto"
@@ -166,9 +177,7 @@ class Session:
             past = [(self.tokenizer.encode(q), self.tokenizer.encode(a)) for q, a in history]
             features, ids = turn.question(audio, text, encoder_window, long_audio, channel)
             count = 0 if features is None else len(features)
-            prompt = prompts.build(
-                self.spec, task, features=count, text_ids=ids, two_row=two_row, history=past
-            )
+            prompt = prompts.build(self.spec, task, features=count, text_ids=ids, two_row=two_row, history=past)
             yield from turn.run(prompt, features, self._cancel.is_set)
         finally:
             self._busy.release()
@@ -219,9 +228,13 @@ class _Answer:
         self.timings: dict[str, float] = {}
 
     def question(
-        self, audio: F32 | str | os.PathLike[str] | None, text: str | None, window: Window, long_audio: str,
+        self,
+        audio: F32 | str | os.PathLike[str] | None,
+        text: str | None,
+        window: Window,
+        long_audio: str,
         channel: int | None,
-    ) -> tuple[F32 | None, list[int]]:  # fmt: skip
+    ) -> tuple[F32 | None, list[int]]:
         if self.task not in AUDIO_IN:
             return None, self.session.tokenizer.encode(text) if text else []
         if audio is None:
@@ -231,9 +244,7 @@ class _Answer:
                 audio = sound.read(audio, self.session.spec.front_end.sample_rate, channel)
         return self.session.encode(audio, self.spans, window, long_audio), []
 
-    def run(
-        self, prompt: prompts.Prompt, features: F32 | None, cancelled: Callable[[], bool]
-    ) -> Iterator[Event]:
+    def run(self, prompt: prompts.Prompt, features: F32 | None, cancelled: Callable[[], bool]) -> Iterator[Event]:
         session = self.session
         events = generate(
             session.components, session.spec, self.task, prompt, features, self.options, self.spans, cancelled

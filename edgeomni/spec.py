@@ -107,9 +107,14 @@ class BodySpec:
 
     def __post_init__(self) -> None:
         _positive(
-            "body", layers=self.layers, width=self.width, heads=self.heads,
-            kv_heads=self.kv_heads, head_dim=self.head_dim, ffn=self.ffn,
-        )  # fmt: skip
+            "body",
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            ffn=self.ffn,
+        )
         if self.kind not in ("qwen2", "qwen3", "llama"):
             raise SpecError(f"body.kind must be qwen2, qwen3 or llama, not {self.kind!r}")
         if self.heads % self.kv_heads:
@@ -291,9 +296,13 @@ class OmniSpec:
         """Inverse of `to_dict`. Raises SpecError that names an unknown or missing key."""
         data = dict(data)
         parts: dict[str, type[Any]] = {
-            "front_end": FrontEndSpec, "encoder": EncoderSpec, "adapter": AdapterSpec,
-            "body": BodySpec, "layout": TokenLayout, "codec": CodecSpec,
-        }  # fmt: skip
+            "front_end": FrontEndSpec,
+            "encoder": EncoderSpec,
+            "adapter": AdapterSpec,
+            "body": BodySpec,
+            "layout": TokenLayout,
+            "codec": CodecSpec,
+        }
         for name, part in parts.items():
             if not isinstance(data.get(name), dict):
                 raise SpecError(f"spec: section {name!r} is missing")

@@ -7,16 +7,13 @@ equal one offline decode whatever their sizes.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import F32, I64
 from .components import CodecDecoder
 from .errors import EngineError
 from .spans import Spans
 from .spec import CodecSpec
 from .tokens import frames_to_codes
-
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
 
 GROWTH = (1, 2, 4)
 """Sizes of the pushes after the first, in multiples of the codec's push; the last one repeats."""
@@ -26,9 +23,14 @@ class AudioStream:
     """One answer's audio. Frames with ids that are no codec entries become silence, counted in `silent_frames`."""
 
     def __init__(
-        self, codec: CodecDecoder, spec: CodecSpec, spans: Spans, *, strict: bool = False,
+        self,
+        codec: CodecDecoder,
+        spec: CodecSpec,
+        spans: Spans,
+        *,
+        strict: bool = False,
         noise_seed: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._codec, self._spec, self._spans, self._strict = codec, spec, spans, strict
         self._state = codec.open(noise_seed)
         self._waiting: list[I64] = []

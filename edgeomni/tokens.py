@@ -11,10 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import I32, I64
 from .spec import CodecSpec, TokenLayout
-
-I32 = NDArray[np.int32]
-I64 = NDArray[np.int64]
 
 
 def shift_audio(layout: TokenLayout, ids: NDArray[np.integer]) -> I32:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from ..errors import UsageError
+from edgeomni.errors import UsageError
 
-TARGETS = {"onnx": "to_onnx"}
+TARGETS = {"onnx": "onnx"}
 """Format -> module with `export(model, component, out, precision, *, flavour, block) -> bundle.Component`."""
 
 

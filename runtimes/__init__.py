@@ -7,15 +7,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..bundle import Bundle
-from ..components import Components
-from ..errors import BundleError
+from edgeomni.bundle import Bundle
+from edgeomni.components import Components
+from edgeomni.errors import BundleError
 
 ENGINES: dict[str, dict[str, tuple[str, str]]] = {
     "onnxruntime": {
-        "encoder": ("ort_encoder", "OrtEncoder"),
-        "llm": ("ort_llm", "OrtLanguageModel"),
-        "codec": ("ort_codec", "OrtCodec"),
+        "encoder": ("onnxruntime.encoder", "OrtEncoder"),
+        "llm": ("onnxruntime.llm", "OrtLanguageModel"),
+        "codec": ("onnxruntime.codec", "OrtCodec"),
     }
 }
 """Engine -> component -> (module, class). The class is called with (path, component, spec, sessions)."""
@@ -61,7 +61,7 @@ class _SessionsByEngine:
 
     def __call__(self, engine: str) -> Any:
         if engine not in self._made:
-            from .ort_session import SessionFactory  # the only engine with sessions so far
+            from edgeomni.runtimes.onnxruntime.sessions import SessionFactory  # the only engine with sessions so far
 
             self._made[engine] = SessionFactory(self._threads, self._device, exact=self._exact)
         return self._made[engine]

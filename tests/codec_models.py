@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from transformers import MimiConfig, MimiModel
 
-from edgeomni.components import F32, I64
-from edgeomni.runtimes.codec_stream import StreamingCodec
+from edgeomni.arrays import F32, I64
+from edgeomni.runtimes.common.streaming_codec import StreamingCodec
 from edgeomni.spec import CodecSpec
 
 with warnings.catch_warnings():
@@ -53,19 +53,34 @@ def saved_snac(folder: Path) -> Codec:
 
 def snac_spec(codec: Codec) -> CodecSpec:
     return CodecSpec(
-        "snac", codec.sampling_rate, codec.codebook_size, tuple(codec.vq_strides), math.prod(codec.decoder_rates),
+        "snac",
+        codec.sampling_rate,
+        codec.codebook_size,
+        tuple(codec.vq_strides),
+        math.prod(codec.decoder_rates),
         codec.attn_window_size,
-    )  # fmt: skip
+    )
 
 
 def mimi(seed: int = 0, **sizes: Any) -> tuple[Codec, CodecSpec]:
     torch.manual_seed(seed)
     config = {
-        "hidden_size": 32, "num_filters": 4, "codebook_size": 32, "codebook_dim": 16, "num_quantizers": 4,
-        "vector_quantization_hidden_dimension": 16, "num_hidden_layers": 2, "intermediate_size": 48,
-        "num_attention_heads": 4, "num_key_value_heads": 4, "upsample_groups": 32, "sliding_window": 7,
-        "layer_scale_initial_scale": 0.5, "upsampling_ratios": [4, 3, 2], "sampling_rate": 1200,
-    } | sizes  # fmt: skip
+        "hidden_size": 32,
+        "num_filters": 4,
+        "codebook_size": 32,
+        "codebook_dim": 16,
+        "num_quantizers": 4,
+        "vector_quantization_hidden_dimension": 16,
+        "num_hidden_layers": 2,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "upsample_groups": 32,
+        "sliding_window": 7,
+        "layer_scale_initial_scale": 0.5,
+        "upsampling_ratios": [4, 3, 2],
+        "sampling_rate": 1200,
+    } | sizes
     codec = MimiModel(MimiConfig(**config)).eval()
     for layer in codec.quantizer.modules():
         if hasattr(layer, "embed_sum"):
@@ -108,9 +123,13 @@ def pushes(total: int, first: int, seed: int, largest: int = 5) -> list[int]:
 
 
 def stream(
-    decoder: StreamingCodec, codes: Sequence[I64], sizes: Sequence[int], *, seed: int | None = None,
+    decoder: StreamingCodec,
+    codes: Sequence[I64],
+    sizes: Sequence[int],
+    *,
+    seed: int | None = None,
     empty_end: bool = False,
-) -> list[F32]:  # fmt: skip
+) -> list[F32]:
     """What each push of `sizes` codec frames gives; `empty_end` ends the stream with a push of no codes."""
     per_level, state, at = decoder.spec.ids_per_level, decoder.open(seed), 0
     chunks: list[F32] = []

@@ -11,9 +11,14 @@ from edgeomni.spec import AdapterSpec, BodySpec, CodecSpec, EncoderSpec, FrontEn
 def small_spec(strides: tuple[int, ...] = (4, 2, 1), codebook: int = 32, **changes: Any) -> OmniSpec:
     codec = CodecSpec("snac", 24000, codebook, strides, 16)
     spec = OmniSpec(
-        FrontEndSpec(), EncoderSpec(1, 16, 2, 32), AdapterSpec("linear"), BodySpec("qwen2", 1, 16, 2, 1, 16, 32),
-        TokenLayout(100, codebook + 8, codebook, codec.streams, 8), codec, context=64,
-    )  # fmt: skip
+        FrontEndSpec(),
+        EncoderSpec(1, 16, 2, 32),
+        AdapterSpec("linear"),
+        BodySpec("qwen2", 1, 16, 2, 1, 16, 32),
+        TokenLayout(100, codebook + 8, codebook, codec.streams, 8),
+        codec,
+        context=64,
+    )
     return dataclasses.replace(spec, **changes)
 
 

@@ -23,9 +23,13 @@ from edgeomni.model.presets import word_tokenizer
 
 WORDS = 90
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 5e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 5e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
-}  # fmt: skip
+}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 LLMS: dict[str, tuple[type, dict[str, Any]]] = {
     "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
@@ -55,10 +59,18 @@ def llm(directory: Path, kind: str = "qwen2") -> Path:
     torch.manual_seed(1)
     cls, extra = LLMS[kind]
     sizes: dict[str, Any] = {
-        "vocab_size": WORDS, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2,
-        "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
+        "vocab_size": WORDS,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "pad_token_id": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     model = AutoModelForCausalLM.from_config(cls(**{**sizes, **extra}))
     with torch.no_grad():  # transformers starts biases at 0 and norms at 1, which would prove nothing
         for name, parameter in model.named_parameters():
@@ -72,10 +84,18 @@ def llm(directory: Path, kind: str = "qwen2") -> Path:
 def snac(directory: Path, attn_window_size: int | None = None) -> Path:
     torch.manual_seed(2)
     config = {
-        "sampling_rate": 24000, "encoder_dim": 4, "encoder_rates": [2, 3], "decoder_dim": 64, "decoder_rates": [3, 2],
-        "attn_window_size": attn_window_size, "codebook_size": 50, "codebook_dim": 4, "vq_strides": [2, 1],
-        "noise": True, "depthwise": True,
-    }  # fmt: skip
+        "sampling_rate": 24000,
+        "encoder_dim": 4,
+        "encoder_rates": [2, 3],
+        "decoder_dim": 64,
+        "decoder_rates": [3, 2],
+        "attn_window_size": attn_window_size,
+        "codebook_size": 50,
+        "codebook_dim": 4,
+        "vq_strides": [2, 1],
+        "noise": True,
+        "depthwise": True,
+    }
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
     torch.save(codecs.build({"kind": "snac", **config}).state_dict(), directory / "pytorch_model.bin")
@@ -85,10 +105,20 @@ def snac(directory: Path, attn_window_size: int | None = None) -> Path:
 def mimi(directory: Path) -> Path:
     torch.manual_seed(3)
     sizes = {
-        "hidden_size": 32, "num_filters": 4, "codebook_size": 32, "codebook_dim": 16, "num_quantizers": 5,
-        "vector_quantization_hidden_dimension": 16, "num_hidden_layers": 2, "intermediate_size": 48,
-        "num_attention_heads": 4, "num_key_value_heads": 4, "upsample_groups": 32, "sliding_window": 7,
-        "upsampling_ratios": [4, 3, 2], "sampling_rate": 1200,
-    }  # fmt: skip
+        "hidden_size": 32,
+        "num_filters": 4,
+        "codebook_size": 32,
+        "codebook_dim": 16,
+        "num_quantizers": 5,
+        "vector_quantization_hidden_dimension": 16,
+        "num_hidden_layers": 2,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "upsample_groups": 32,
+        "sliding_window": 7,
+        "upsampling_ratios": [4, 3, 2],
+        "sampling_rate": 1200,
+    }
     MimiModel(MimiConfig(**sizes)).save_pretrained(directory)
     return directory

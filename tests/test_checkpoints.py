@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lit_reference
+import mini_omni_reference
 import numpy as np
 import pytest
 import torch
@@ -142,7 +142,7 @@ def check_against_reference(directory: Path, state: dict[str, Any], config: dict
     features = torch.randn(4, model.spec.encoder.width, generator=generator)
     with torch.inference_mode():
         text, audio = model(ids, model.adapter(features))
-    expected_text, expected_audio = lit_reference.logits(state, config, ids, features)
+    expected_text, expected_audio = mini_omni_reference.logits(state, config, ids, features)
     assert (text[0] - expected_text).abs().max() < 1e-4
     assert (audio[0].flatten(1) - expected_audio).abs().max() < 1e-4
 
@@ -223,9 +223,12 @@ def test_all_misfits_of_the_released_layout_are_named_at_once(released: Path) ->
     with pytest.raises(CheckpointError) as caught:
         checkpoints.load(released)
     for text in (
-        "missing: transformer.h.0.norm_1.weight", "wrong shape: transformer.h.1.attn.attn.weight",
-        "unexpected: transformer.h.9.norm_1.weight", "missing: encoder.ln_post.bias", "unexpected: stray",
-    ):  # fmt: skip
+        "missing: transformer.h.0.norm_1.weight",
+        "wrong shape: transformer.h.1.attn.attn.weight",
+        "unexpected: transformer.h.9.norm_1.weight",
+        "missing: encoder.ln_post.bias",
+        "unexpected: stray",
+    ):
         assert text in str(caught.value)
 
 

@@ -39,12 +39,20 @@ def bundle(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("task", "name"), [("aa", "BATCH"), ("at", "AT"), ("asr", "ASR")])
-def test_the_published_layout_runs_to_the_last_token(
-    task: str, name: str, tmp_path: Path, golden: Any
-) -> None:
+def test_the_published_layout_runs_to_the_last_token(task: str, name: str, tmp_path: Path, golden: Any) -> None:
     out = tmp_path / "tokens.npz"
-    result = edgeomni("run", golden.path, golden.path / "question.wav", "--task", task, "--greedy",
-                      "--max-length", golden.meta["max_returned_tokens"], "--tokens-out", out)  # fmt: skip
+    result = edgeomni(
+        "run",
+        golden.path,
+        golden.path / "question.wav",
+        "--task",
+        task,
+        "--greedy",
+        "--max-length",
+        golden.meta["max_returned_tokens"],
+        "--tokens-out",
+        out,
+    )
     assert result.exit_code == 0, result.output
     np.testing.assert_array_equal(np.load(out)["tokens"], golden[f"{name}_tokens"])
 
@@ -52,8 +60,10 @@ def test_the_published_layout_runs_to_the_last_token(
 def test_a_profile_chooses_the_precisions(bundle: Path) -> None:
     data = json.loads(edgeomni("inspect", bundle, "--json").stdout)
     assert {k: c["precision"] for k, c in data["components"].items()} == {
-        "encoder": "int8", "llm": "int4", "codec": "fp32"
-    }  # fmt: skip
+        "encoder": "int8",
+        "llm": "int4",
+        "codec": "fp32",
+    }
     assert data["gate"]["passed"] and data["provenance"]["weights"] == "random"
     shown = edgeomni("inspect", bundle).stdout
     assert "not judged: random weights" in shown

@@ -11,8 +11,8 @@ from codec_models import LAYOUTS, mimi, offline, random_codes, snac, snac_spec
 from torch import nn
 
 from edgeomni.errors import CheckpointError
-from edgeomni.model.codec_ops import Conv, Lookup
-from edgeomni.model.codec_plan import halved, plan
+from edgeomni.model.codec_plan import Conv, Lookup
+from edgeomni.model.codec_reader import halved, plan
 
 
 @pytest.mark.parametrize("layout, frames", [("snac24", 3), ("snac32", 8), ("snac44", 8), ("snac_dense", 12)])

@@ -13,15 +13,15 @@ import pytest
 from codec_models import LAYOUTS, Codec, mimi, offline, pushes, random_codes, saved_snac, snac, snac_spec, stream
 from numpy.testing import assert_allclose
 
+from edgeomni.arrays import F32
 from edgeomni.bundle import Component
-from edgeomni.components import F32
 from edgeomni.errors import EngineError, UsageError
-from edgeomni.exporters import onnx_codec
-from edgeomni.model.codec_plan import halved, plan
-from edgeomni.runtimes.codec_stream import StreamingCodec, noise_generator
-from edgeomni.runtimes.ort_codec import OrtCodec
-from edgeomni.runtimes.ort_session import SessionFactory
-from edgeomni.runtimes.torch_codec import TorchCodec
+from edgeomni.exporters.onnx import codec as codec_exporter
+from edgeomni.model.codec_reader import halved, plan
+from edgeomni.runtimes.common.streaming_codec import StreamingCodec, noise_generator
+from edgeomni.runtimes.onnxruntime.codec import OrtCodec
+from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
+from edgeomni.runtimes.torch.codec import TorchCodec
 from edgeomni.spec import CodecSpec
 
 Load = Callable[[str, str], tuple[Codec, CodecSpec, StreamingCodec]]
@@ -69,7 +69,7 @@ def model_of(codec: Codec, spec: CodecSpec) -> Any:
 
 def exported(codec: Codec, spec: CodecSpec, root: Path, precision: str = "fp32", flavour: str = "ort") -> Component:
     (root / "codec").mkdir()
-    return onnx_codec.export(model_of(codec, spec), root / "codec", root, precision, flavour, None)
+    return codec_exporter.export(model_of(codec, spec), root / "codec", root, precision, flavour, None)
 
 
 def noise_for(decoder: StreamingCodec, frames: int, seed: int) -> list[F32]:

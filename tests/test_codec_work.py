@@ -13,10 +13,10 @@ import torch
 from codec_models import Codec, mimi, random_codes, snac, snac_spec, stream
 from test_codec_streams import exported, model_of
 
-from edgeomni.model import codec_ops as ops
-from edgeomni.model.codec_plan import plan
-from edgeomni.runtimes.ort_codec import OrtCodec
-from edgeomni.runtimes.torch_codec import TorchCodec
+from edgeomni.model import codec_plan as ops
+from edgeomni.model.codec_reader import plan
+from edgeomni.runtimes.onnxruntime.codec import OrtCodec
+from edgeomni.runtimes.torch.codec import TorchCodec
 from edgeomni.spec import CodecSpec
 
 SIZES = [3, 1, 4, 2, 1, 5]

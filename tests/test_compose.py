@@ -124,8 +124,17 @@ def test_parts_of_the_wrong_kind(shelf: Path) -> None:
 
 
 def test_snac_with_attention_is_padded_to_whole_windows(tmp_path: Path) -> None:
-    config = {"kind": "snac", "decoder_rates": [3, 2], "encoder_rates": [2, 3], "encoder_dim": 4, "decoder_dim": 64,
-              "attn_window_size": 8, "codebook_size": 50, "vq_strides": [2, 1], "sampling_rate": 8000}  # fmt: skip
+    config = {
+        "kind": "snac",
+        "decoder_rates": [3, 2],
+        "encoder_rates": [2, 3],
+        "encoder_dim": 4,
+        "decoder_dim": 64,
+        "attn_window_size": 8,
+        "codebook_size": 50,
+        "vq_strides": [2, 1],
+        "sampling_rate": 8000,
+    }
     codec = codecs.build(config)
     codes = [torch.randint(50, (1, 5)), torch.randint(50, (1, 10))]
     padded = [torch.nn.functional.pad(codes[0], (0, 3)), torch.nn.functional.pad(codes[1], (0, 6))]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeomni.errors import GateError, UsageError
-from edgeomni.evaluate import compare, fidelity, gate
+from edgeomni.gate import figures, judge, teacher_forcing
 from edgeomni.quantize.schemes import Scheme
 from edgeomni.spec import FrontEndSpec
 
@@ -21,9 +21,9 @@ GOOD = {
 }
 
 
-def judged(figures: dict[str, Any], *, trained: bool = True, limits: dict[str, float] | None = None) -> gate.Report:
-    options = gate.GateOptions(limits=limits or {})
-    return gate.judge(figures, PRECISIONS, trained=trained, options=options, details={})  # type: ignore[arg-type]
+def judged(figures: dict[str, Any], *, trained: bool = True, limits: dict[str, float] | None = None) -> judge.Report:
+    options = judge.GateOptions(limits=limits or {})
+    return judge.judge(figures, PRECISIONS, trained=trained, options=options, details={})  # type: ignore[arg-type]
 
 
 def test_good_figures_pass() -> None:
@@ -36,10 +36,13 @@ def test_good_figures_pass() -> None:
 @pytest.mark.parametrize(
     ("part", "name", "value"),
     [
-        ("fidelity", "encoder.cosine", 0.9989), ("fidelity", "llm.top1", 0.994), ("fidelity", "codec.si_sdr", 59.0),
-        ("fidelity", "codec.si_sdr", math.nan), ("quality", "llm.kl", 5.0),
+        ("fidelity", "encoder.cosine", 0.9989),
+        ("fidelity", "llm.top1", 0.994),
+        ("fidelity", "codec.si_sdr", 59.0),
+        ("fidelity", "codec.si_sdr", math.nan),
+        ("quality", "llm.kl", 5.0),
     ],
-)  # fmt: skip
+)
 def test_each_miss_is_named_with_exit_code_3(part: str, name: str, value: float) -> None:
     report = judged({p: {**figures, **({name: value} if p == part else {})} for p, figures in GOOD.items()})
     with pytest.raises(GateError, match=name.replace(".", r"\.")) as caught:
@@ -51,8 +54,8 @@ def test_each_miss_is_named_with_exit_code_3(part: str, name: str, value: float)
 def test_thresholds_follow_the_precision() -> None:
     encoder = {"fidelity": {"encoder.cosine": 0.9995}}
     assert judged(encoder).missed == []
-    options = gate.GateOptions()
-    strict = gate.judge(encoder, {"encoder": "fp32"}, trained=True, options=options, details={})  # type: ignore[arg-type]
+    options = judge.GateOptions()
+    strict = judge.judge(encoder, {"encoder": "fp32"}, trained=True, options=options, details={})  # type: ignore[arg-type]
     assert [f.name for f in strict.missed] == ["encoder.cosine"]
 
 
@@ -83,19 +86,24 @@ def test_every_issue_threshold_is_there() -> None:
 @pytest.mark.parametrize("text", ["llm.top1", "llm.top1=", "llm.top1=high", "llm.top1=nan"])
 def test_bad_limits_are_usage_errors(text: str) -> None:
     with pytest.raises(UsageError, match="--gate"):
-        gate.parse_limit(text)
+        judge.parse_limit(text)
 
 
 def test_limits_are_spelled_name_equals_number() -> None:
-    assert gate.parse_limit("quality.llm.kl=0.5") == ("quality.llm.kl", 0.5)
+    assert judge.parse_limit("quality.llm.kl=0.5") == ("quality.llm.kl", 0.5)
     with pytest.raises(UsageError, match=r"llm\.topp1.*known are.*llm\.top1"):
-        gate.GateOptions(limits={"llm.topp1": 1})
+        judge.GateOptions(limits={"llm.topp1": 1})
 
 
 def test_altered_tensors_are_named() -> None:
     figures = {"fidelity": {"llm.altered": 1}}
-    report = gate.judge(figures, PRECISIONS, trained=True, options=gate.GateOptions(),  # type: ignore[arg-type]
-                        details={"altered": ["llm/body:body.layers.0.mlp.gate_up.codes"]})  # fmt: skip
+    report = judge.judge(
+        figures,
+        PRECISIONS,
+        trained=True,
+        options=judge.GateOptions(),  # type: ignore[arg-type]
+        details={"altered": ["llm/body:body.layers.0.mlp.gate_up.codes"]},
+    )
     with pytest.raises(GateError, match=r"gate_up\.codes"):
         report.enforce()
 
@@ -106,41 +114,41 @@ def test_infinite_figures_are_written_as_text() -> None:
 
 def test_wrong_kernels_are_counted() -> None:
     int4, dynamic = Scheme("int4", 32), Scheme("int8_dynamic")
-    assert fidelity.wrong_kernels([int4], {"MatMulNBits:bits=4:acc=4": 9}) == 0
-    assert fidelity.wrong_kernels([int4], {"MatMulNBits:bits=4:acc=4": 8, "MatMulNBits:bits=4:acc=0": 1}) == 1
-    assert fidelity.wrong_kernels([int4], {"MatMul:constant": 9}) == 10  # nine float ones, and not one as asked for
-    assert fidelity.wrong_kernels([dynamic], {"DynamicQuantizeMatMul": 3, "MatMul": 2}) == 0
-    assert fidelity.wrong_kernels([dynamic], {"DynamicQuantizeMatMul": 3, "MatMulInteger": 1}) == 1
-    assert fidelity.wrong_kernels([dynamic, int4], {"DynamicQuantizeMatMul": 3}) == 1
+    assert figures.wrong_kernels([int4], {"MatMulNBits:bits=4:acc=4": 9}) == 0
+    assert figures.wrong_kernels([int4], {"MatMulNBits:bits=4:acc=4": 8, "MatMulNBits:bits=4:acc=0": 1}) == 1
+    assert figures.wrong_kernels([int4], {"MatMul:constant": 9}) == 10  # nine float ones, and not one as asked for
+    assert figures.wrong_kernels([dynamic], {"DynamicQuantizeMatMul": 3, "MatMul": 2}) == 0
+    assert figures.wrong_kernels([dynamic], {"DynamicQuantizeMatMul": 3, "MatMulInteger": 1}) == 1
+    assert figures.wrong_kernels([dynamic, int4], {"DynamicQuantizeMatMul": 3}) == 1
 
 
 def test_probe_is_repeatable_and_speaks() -> None:
-    sound = compare.probe(FrontEndSpec(), 2.0, seed=1)
-    np.testing.assert_array_equal(sound, compare.probe(FrontEndSpec(), 2.0, seed=1))
+    sound = teacher_forcing.probe(FrontEndSpec(), 2.0, seed=1)
+    np.testing.assert_array_equal(sound, teacher_forcing.probe(FrontEndSpec(), 2.0, seed=1))
     assert sound.shape == (32000,) and 0.1 < np.abs(sound).max() < 1
 
 
 @pytest.mark.parametrize("context", [24, 128, 2048])
 def test_scripts_give_every_head_its_positions(tiny_model: Any, context: int) -> None:
     spec = replace(tiny_model.spec, context=context)
-    scripts = compare.scripts(spec, np.zeros((100, spec.body.width), np.float32))
+    scripts = teacher_forcing.scripts(spec, np.zeros((100, spec.body.width), np.float32))
     assert sum(s.frames + s.frames // 2 for s in scripts) >= 200
     assert all(len(s.features) >= 1 and len(s.features) + 3 + s.frames <= context for s in scripts)
 
 
 def test_the_other_side_walks_the_same_calls(tiny_model: Any) -> None:
     """Fed its own ids again, the reference says the same; what it says to other features differs."""
-    from edgeomni.runtimes.torch_ref import TorchLanguageModel
+    from edgeomni.runtimes.torch.llm import TorchLanguageModel
 
     llm, spec = TorchLanguageModel(tiny_model), tiny_model.spec
     rng = np.random.default_rng(0)
-    script = compare.Script(rng.standard_normal((9, spec.body.width)).astype(np.float32), frames=12, seed=3)
-    spoken, said = compare.speak(llm, spec, script)
-    again = compare.follow(llm, spec, spoken)
+    script = teacher_forcing.Script(rng.standard_normal((9, spec.body.width)).astype(np.float32), frames=12, seed=3)
+    spoken, said = teacher_forcing.speak(llm, spec, script)
+    again = teacher_forcing.follow(llm, spec, spoken)
     np.testing.assert_array_equal(again.text, said.text)
     np.testing.assert_array_equal(again.audio, said.audio)
     assert said.text.shape == (18 + 1, spec.layout.text_vocab)  # 7 frames of two rows, 5 of one
-    other = compare.follow(llm, spec, replace(spoken, features=-spoken.features))
+    other = teacher_forcing.follow(llm, spec, replace(spoken, features=-spoken.features))
     assert not np.allclose(other.text, said.text)
 
 
@@ -148,8 +156,8 @@ def test_emitted_codes_are_valid_and_keep_what_was(tiny_model: Any) -> None:
     spec = tiny_model.spec
     k, codebook = spec.layout.streams, spec.codec.codebook_size
     ids = np.random.default_rng(0).integers(0, codebook + 8, (30, k + 1)).astype(np.int32)
-    script = compare.Script(np.zeros((1, 1), np.float32), 30, 0, tuple(ids))
-    codes = compare.emitted_codes(spec, [script])
+    script = teacher_forcing.Script(np.zeros((1, 1), np.float32), 30, 0, tuple(ids))
+    codes = teacher_forcing.emitted_codes(spec, [script])
     assert [len(c) for c in codes] == [(30 - k) * n for n in spec.codec.ids_per_level]
     assert all((c >= 0).all() and (c < codebook).all() for c in codes)
     first = codes[0]

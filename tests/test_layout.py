@@ -17,7 +17,7 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = ("exporters", "profiles", "runtimes")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-TORCH_SIDE = ("model/", "train/", "exporters/", "quantize/calibrate.py", "runtimes/torch_")
+TORCH_SIDE = ("model/", "train/", "exporters/", "quantize/calibrate.py", "gate/", "runtimes/torch/")
 HEAVY = {"torch", "transformers", "snac", "onnxscript"}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeomni.evaluate import metrics
+from edgeomni.gate import metrics
 
 RNG = np.random.default_rng(0)
 

@@ -17,7 +17,7 @@ from edgeomni.model import bodies, checkpoints, codecs, encoders
 from edgeomni.model.omni import OmniModel, fill, skeleton
 from edgeomni.model.presets import draw
 from edgeomni.model.tensors import shapes_of
-from edgeomni.runtimes import torch_ref
+from edgeomni.runtimes.torch import llm as torch_llm
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -64,7 +64,7 @@ def test_short_windows_use_the_first_positions(tiny_model: Any) -> None:
             encoder_attention_heads=spec.heads,
             encoder_ffn_dim=spec.ffn,
             max_source_positions=21,
-        )  # fmt: skip
+        )
     ).eval()
     state = tiny_model.encoder.state_dict()
     short.load_state_dict({**state, "embed_positions.weight": state["embed_positions.weight"][:21]})
@@ -94,9 +94,10 @@ def test_cached_pieces_equal_one_pass(request: pytest.FixtureRequest, which: str
 def test_tts_adapter_runs_on_the_unnormed_output(tts_model: Any) -> None:
     body = bodies.build(replace(tts_model.spec.body, layers=5), tts_model.spec.context).eval()
     state = {
-        **tts_model.body.state_dict(), "norm.weight": tts_model.tts.norm.weight,
+        **tts_model.body.state_dict(),
+        "norm.weight": tts_model.tts.norm.weight,
         **{f"layers.{3 + int(n[7])}.{n[9:]}": t for n, t in tts_model.tts.state_dict().items() if n[:6] == "layers"},
-    }  # fmt: skip
+    }
     body.load_state_dict(state)
     with torch.inference_mode():
         embeds = tts_model.embed(random_ids(tts_model, 1, 7))
@@ -143,7 +144,7 @@ def test_biases_that_a_body_type_lacks(tiny_model: Any) -> None:
 def test_runtime_rows_equal_the_model(request: pytest.FixtureRequest, which: str) -> None:
     """Prefilled once, forked, stepped, one row dropped: the same as whole rows through the model."""
     model = request.getfixturevalue(which)
-    lm = torch_ref.TorchLanguageModel(model)
+    lm = torch_llm.TorchLanguageModel(model)
     ids, features = random_ids(model, 2, 12), torch.randn(4, model.spec.body.width)
     ids[1, :, :8] = ids[0, :, :8]
     with torch.inference_mode():
@@ -162,7 +163,7 @@ def test_runtime_rows_equal_the_model(request: pytest.FixtureRequest, which: str
 
 
 def test_runtime_refuses_rows_that_are_not_there(tiny_model: Any) -> None:
-    lm = torch_ref.TorchLanguageModel(tiny_model)
+    lm = torch_llm.TorchLanguageModel(tiny_model)
     state = lm.start(1, 4)
     with pytest.raises(EngineError, match="fork"):
         lm.fork(state)
@@ -173,14 +174,14 @@ def test_runtime_refuses_rows_that_are_not_there(tiny_model: Any) -> None:
 
 
 def test_components(tiny_model: Any) -> None:
-    components = torch_ref.load(tiny_model)
+    components = torch_llm.load(tiny_model)
     mel = np.random.default_rng(0).normal(size=(80, 20)).astype(np.float32)
     with torch.inference_mode():
         expected = tiny_model.encode(torch.from_numpy(mel)[None])[0]
     assert np.allclose(components.encoder.encode(mel), expected, atol=1e-5)
     if not torch.cuda.is_available():
         with pytest.raises(EngineError, match="CUDA"):
-            torch_ref.load(tiny_model, device="cuda")
+            torch_llm.load(tiny_model, device="cuda")
 
 
 def test_real_shape_has_the_published_sizes() -> None:

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from edgeomni.errors import EngineError, UsageError
-from edgeomni.evaluate.metrics import cosine
-from edgeomni.exporters import load, onnx_weights
-from edgeomni.exporters.as_exported import as_exported
+from edgeomni.exporters import load
+from edgeomni.exporters.onnx import reread
+from edgeomni.gate.metrics import cosine
 from edgeomni.model.encoders import build_adapter
+from edgeomni.model.fake_quant import as_exported
 from edgeomni.quantize.policy import plan
-from edgeomni.runtimes.ort_encoder import OrtEncoder
-from edgeomni.runtimes.ort_session import SessionFactory
+from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
+from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 from edgeomni.spec import AdapterSpec, FrontEndSpec, OmniSpec
 
 WINDOWS = (2, 120, 1000)
@@ -84,7 +85,7 @@ def test_other_adapters_and_mel_bands(tiny_model: Any, tmp_path: Path, adapter: 
     mel = mel_of(model.spec, 60)
     got = OrtEncoder(tmp_path, component, model.spec, SessionFactory(1)).encode(mel)
     np.testing.assert_allclose(got, reference(model, mel), atol=1e-4)
-    assert onnx_weights.altered(model, component, tmp_path) == []  # type: ignore[arg-type]
+    assert reread.altered(model, component, tmp_path) == []  # type: ignore[arg-type]
 
 
 class Variant(torch.nn.Module):
@@ -111,10 +112,10 @@ def test_every_stored_tensor_is_accounted_for(tiny_model: Any, tmp_path: Path) -
     for precision in ("fp32", "fp16", "int8"):
         component = load("onnx").export(tiny_model, "encoder", tmp_path / precision, precision)
         path = tmp_path / precision / component.graphs["encoder"]["path"]
-        expected = onnx_weights._Expected(tiny_model, plan("encoder", precision))
-        unknown = [n for n, found in onnx_weights.tensors(path) if found.nbytes > 64 and not expected.bytes_of(n)]
+        expected = reread._Expected(tiny_model, plan("encoder", precision))
+        unknown = [n for n, found in reread.tensors(path) if found.nbytes > 64 and not expected.bytes_of(n)]
         assert unknown == []
-        assert onnx_weights.altered(tiny_model, component, tmp_path / precision) == []
+        assert reread.altered(tiny_model, component, tmp_path / precision) == []
 
 
 def test_exporting_twice_gives_the_same_bytes(tiny_model: Any, tmp_path: Path) -> None:

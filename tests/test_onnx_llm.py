@@ -20,21 +20,33 @@ from edgeomni.model import bodies
 from edgeomni.model.omni import OmniModel
 from edgeomni.quantize.policy import plan, scheme_of
 from edgeomni.quantize.schemes import dequantize, quantize
-from edgeomni.runtimes import ort_llm
-from edgeomni.runtimes.ort_llm import OrtLanguageModel
-from edgeomni.runtimes.ort_session import SessionFactory
-from edgeomni.runtimes.tables import RowTable
+from edgeomni.runtimes.common.embedding_table import RowTable
+from edgeomni.runtimes.onnxruntime import llm as llm_module
+from edgeomni.runtimes.onnxruntime.llm import OrtLanguageModel
+from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 
 LAYERS, CONTEXT = 2, 96
 SIZES: dict[str, Any] = {
-    "vocab_size": 1, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
-    "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
-}  # fmt: skip
+    "vocab_size": 1,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 1e-5,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 24, "rope_theta": 5e5,
-}  # fmt: skip
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 24,
+    "rope_theta": 5e5,
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24, "rope_theta": 1e4}
 BODIES: dict[str, tuple[PreTrainedConfig, dict[str, Any]]] = {
     "qwen2 tied": (Qwen2Config(**SIZES), {}),
@@ -46,12 +58,17 @@ BODIES: dict[str, tuple[PreTrainedConfig, dict[str, Any]]] = {
     "llama, llama3 rope": (LlamaConfig(**SIZES, rope_parameters=LLAMA3), {}),
     "llama, yarn rope": (LlamaConfig(**SIZES, rope_parameters=YARN), {}),
     "llama, linear rope, biases": (
-        LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True,
-                    rope_parameters={"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}), {},
+        LlamaConfig(
+            **SIZES,
+            attention_bias=True,
+            mlp_bias=True,
+            rope_parameters={"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4},
+        ),
+        {},
     ),
     "llama, heads of 24": (LlamaConfig(**SIZES, head_dim=24), {}),
     "qwen3, heads of 20": (Qwen3Config(**SIZES, head_dim=20), {}),
-}  # fmt: skip
+}
 FLAVOURS = ["ort", "portable"]
 
 
@@ -215,8 +232,8 @@ def test_a_long_prompt_in_pieces_is_the_prompt(
 ) -> None:
     llm, _ = exported(omni, tmp_path, "fp32", "ort")
     ids, features = random_ids(omni, 50), random_features(omni, 40)
-    monkeypatch.setattr(ort_llm, "_PREFILL_FRAMES", 16)
-    (_, text, _), = walk(llm, ids, features, [50])
+    monkeypatch.setattr(llm_module, "_PREFILL_FRAMES", 16)
+    ((_, text, _),) = walk(llm, ids, features, [50])
     np.testing.assert_allclose(text, torch_logits(omni, ids, features)[0][-1], atol=1e-4)
 
 

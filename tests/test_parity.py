@@ -10,7 +10,7 @@ import torch
 from conftest import Golden
 
 from edgeomni import AudioChunk, Session, TurnEnd
-from edgeomni.convert import export_bundle
+from edgeomni.export import export_bundle
 from edgeomni.sampling import Sampling
 from edgeomni.spec import AUDIO_OUT
 from edgeomni.tokens import frames_to_codes, undelay

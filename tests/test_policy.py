@@ -13,9 +13,13 @@ from edgeomni.quantize.schemes import Scheme
 
 @pytest.mark.parametrize(
     ("precision", "encoder", "llm", "codec"),
-    [("fp32", "fp32", "fp32", "fp32"), ("fp16", "fp16", "fp16", "fp16"),
-     ("int8", "int8", "int8", "fp32"), ("int4", "int8", "int4", "fp32")],
-)  # fmt: skip
+    [
+        ("fp32", "fp32", "fp32", "fp32"),
+        ("fp16", "fp16", "fp16", "fp16"),
+        ("int8", "int8", "int8", "fp32"),
+        ("int4", "int8", "int4", "fp32"),
+    ],
+)
 def test_one_word_fills_three_components(precision: str, encoder: str, llm: str, codec: str) -> None:
     assert preset(precision) == {"encoder": encoder, "llm": llm, "codec": codec}
 
@@ -48,9 +52,14 @@ def test_float_plans_ignore_the_block(precision: str, block: int) -> None:
 
 @pytest.mark.parametrize(
     ("component", "precision", "word"),
-    [("codec", "int8", "codec:int8"), ("codec", "int4", "codec:int4"), ("encoder", "int4", "encoder int8"),
-     ("llm", "int3", "int3"), ("decoder", "int8", "decoder")],
-)  # fmt: skip
+    [
+        ("codec", "int8", "codec:int8"),
+        ("codec", "int4", "codec:int4"),
+        ("encoder", "int4", "encoder int8"),
+        ("llm", "int3", "int3"),
+        ("decoder", "int8", "decoder"),
+    ],
+)
 def test_what_is_not_offered_is_refused_with_a_way_out(component: str, precision: str, word: str) -> None:
     with pytest.raises(UsageError, match=word):
         plan(component, precision)

@@ -36,8 +36,15 @@ def measured(**changes: Any) -> dict[str, Any]:
 def test_a_report_holds_every_stage_and_figure(fake_session: Session) -> None:
     result = measured()
     assert list(result["stages"]) == [
-        "mel", "encoder", "prefill", "frame", "frame.body", "frame.heads", "frame.sampling", "codec"
-    ]  # fmt: skip
+        "mel",
+        "encoder",
+        "prefill",
+        "frame",
+        "frame.body",
+        "frame.heads",
+        "frame.sampling",
+        "codec",
+    ]
     assert result["stages"]["prefill"]["count"] == 2, "the warm-up turn does not count"
     assert set(result["turn"]) >= {"ttft", "ttfa", "total", "audio", "rtf", "rtf_turn", "frames_per_s"}
     for row in result["stages"].values():

@@ -43,9 +43,16 @@ def test_repetition_penalty_counts_only_what_was_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1.0}, {"top_k": -2}, {"top_p": 0.0}, {"top_p": 1.5}, {"repetition_penalty": 0.0},
-              {"temperature": float("nan")}],
-)  # fmt: skip
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"top_k": -2},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"temperature": float("nan")},
+    ],
+)
 def test_nonsense_is_a_usage_error(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Sampling(**wrong)  # type: ignore[arg-type]

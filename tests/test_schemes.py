@@ -9,8 +9,8 @@ import onnxruntime as ort
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from edgeomni.exporters.onnx_graph import FLOAT, Graph
-from edgeomni.exporters.onnx_kernels import PortableKernels
+from edgeomni.exporters.onnx.graph import FLOAT, Graph
+from edgeomni.exporters.onnx.kernels import PortableKernels
 from edgeomni.quantize.schemes import Scheme, dequantize, parse, quantize, signed_codes
 
 BLOCKED = [Scheme(kind, block) for kind in ("int4", "int8") for block in (16, 32, 64, 128)]

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from edgeomni import AudioChunk, Bundle, Sampling, Session, TurnEnd
-from edgeomni.convert import export_bundle
 from edgeomni.errors import BundleError, EngineError, UsageError
+from edgeomni.export import export_bundle
 
 QUESTION = (0.2 * np.sin(np.arange(24000) * 0.05) * np.sin(np.arange(24000) * 0.0007)).astype(np.float32)
 

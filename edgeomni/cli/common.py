@@ -19,9 +19,15 @@ from ..errors import EdgeOmniError, UsageError
 F = TypeVar("F", bound=Callable[..., Any])
 
 COMMANDS = {
-    "init": "init", "export": "export", "run": "run", "inspect": "bundles", "verify": "bundles", "profile": "profile",
-    "demo": "demo", "doctor": "doctor",
-}  # fmt: skip
+    "init": "init",
+    "export": "export",
+    "run": "run",
+    "inspect": "bundles",
+    "verify": "bundles",
+    "profile": "profile",
+    "demo": "demo",
+    "doctor": "doctor",
+}
 """Command -> module of this package that holds it, under the command's name (`init_`, `export_`, ...)."""
 INTERRUPTED = 130
 PIPED_WIDTH = 120

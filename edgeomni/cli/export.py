@@ -15,16 +15,24 @@ from .init import check_preset, random_source
 
 component_options = options(
     click.option("--format", "target", default="onnx", show_default=True, help="Format of what is not named below."),
-    click.option("--precision", type=click.Choice(["fp32", "fp16", "int8", "int4"]),
-                 help="Of all components, none below its floor [default: what --profile chooses, else int4]."),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+        help="Of all components, none below its floor [default: what --profile chooses, else int4].",
+    ),
     click.option("--encoder", metavar="FORMAT:PRECISION", help="onnx:int8, for instance."),
     click.option("--llm", metavar="FORMAT:PRECISION", help="onnx:int4, for instance."),
     click.option("--codec", metavar="FORMAT:PRECISION", help="onnx:fp32, for instance."),
-    click.option("--flavour", type=click.Choice(["ort", "portable"]), default="ort", show_default=True,
-                 help="ONNX Runtime's fused operators, or standard ones."),
+    click.option(
+        "--flavour",
+        type=click.Choice(["ort", "portable"]),
+        default="ort",
+        show_default=True,
+        help="ONNX Runtime's fused operators, or standard ones.",
+    ),
     click.option("--block", type=click.IntRange(1), help="Inputs per scale in the LLM's blocks."),
     click.option("--threads", type=click.IntRange(1), help="Threads for the gate [default: all cores]."),
-)  # fmt: skip
+)
 gate_options = options(
     click.option("--gate", multiple=True, metavar="NAME=VALUE", help="Change a threshold (llm.top1=0.99). Repeatable."),
     click.option("--no-gate", is_flag=True, help="Tell what was missed, and go on."),
@@ -50,10 +58,10 @@ def export_(checkpoint: str | None, output: str, profile_name: str | None, **how
     profile = load_profile(profile_name) if profile_name else None
     request = _request(how, profile)
     source = _source(checkpoint, how)
-    from .. import convert
+    from .. import export
 
-    with convert.console_progress() as progress:
-        bundle = convert.export_bundle(source, output, **request, progress=progress, on_gate=_show)
+    with export.console_progress() as progress:
+        bundle = export.export_bundle(source, output, **request, progress=progress, on_gate=_show)
     click.echo(f"{output}: {bundle.size / 1e6:.1f} MB, digest {bundle.digest[:12]}")
     if profile:
         profile.judge({"bundle_mb": bundle.size / 1e6})
@@ -73,8 +81,8 @@ def _source(checkpoint: str | None, how: dict[str, Any]) -> Any:
 
 def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, Any]:
     """Options -> arguments of export_bundle. What is spelled out wins; --precision wins over the profile's choices."""
-    from ..convert import choices
-    from ..evaluate.gate import GateOptions, parse_limit
+    from ..export import choices
+    from ..gate.judge import GateOptions, parse_limit
 
     precision = how["precision"] or "int4"
     formats = profile.choices() if profile and not how["precision"] else dict.fromkeys(COMPONENTS, how["target"])

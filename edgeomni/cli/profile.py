@@ -19,11 +19,14 @@ job_options = options(
     click.option("--audio", help="The spoken question [default: synthesized vowels]."),
     click.option("--text", default="How are you?", show_default=True, help="The question of tt and ta."),
     click.option("--seconds", type=click.FloatRange(0.1), default=5.0, show_default=True, help="Synthesized length."),
-    click.option("--forced-frames", type=click.IntRange(0), help="Codec frames the answer is made to have; 0: its own "
-                 "[default: 117 for random weights, else 0]."),
+    click.option(
+        "--forced-frames",
+        type=click.IntRange(0),
+        help="Codec frames the answer is made to have; 0: its own [default: 117 for random weights, else 0].",
+    ),
     click.option("--forced-text-end", type=click.IntRange(1), help="LLM frame at which forced text ends."),
     click.option("--encoder-window", help="auto, or seconds."),
-)  # fmt: skip
+)
 
 
 @click.command("profile")

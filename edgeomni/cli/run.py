@@ -19,9 +19,15 @@ question_options = options(
     click.option("--text", help="The question, for tt and ta."),
     click.option("--channel", type=click.IntRange(0), help="Channel of the sound file to hear, from 0."),
     click.option("--encoder-window", default=None, help="auto, or seconds [default: what the model was trained on]."),
-    click.option("--long", "long_audio", type=click.Choice(["refuse", "split"]), default="refuse", show_default=True,
-                 help="Audio beyond the encoder's window."),
-)  # fmt: skip
+    click.option(
+        "--long",
+        "long_audio",
+        type=click.Choice(["refuse", "split"]),
+        default="refuse",
+        show_default=True,
+        help="Audio beyond the encoder's window.",
+    ),
+)
 output_options = options(
     click.option("-o", "--output", help="Sound file to write; - writes raw PCM (s16le) to stdout."),
     click.option("--play", is_flag=True, help="Play the answer (needs sounddevice)."),

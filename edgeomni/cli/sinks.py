@@ -12,14 +12,13 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import F32, I32
 from ..audio import WavWriter, to_pcm16
 from ..errors import EngineError, UsageError
 from ..spec import AUDIO_OUT
 from .common import fresh
 
-F32 = NDArray[np.float32]
 STDOUT = "-"
 
 logger = logging.getLogger("edgeomni")
@@ -92,7 +91,7 @@ def _speaker(rate: int) -> Any:
         raise EngineError(f"the loudspeaker cannot be opened ({exc}); leave --play out and use -o") from exc
 
 
-def save_tokens(path: str, tokens: NDArray[np.int32], task: str) -> None:
+def save_tokens(path: str, tokens: I32, task: str) -> None:
     """Array `tokens`: int32 [K+1, frames], audio streams first; for tasks without audio the text row [frames]."""
     out = Path(path)
     handle, part = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent)

@@ -26,9 +26,15 @@ class KVCache:
     """
 
     def __init__(
-        self, body: BodySpec, layers: int, rows: int, max_frames: int, *,
-        device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-    ) -> None:  # fmt: skip
+        self,
+        body: BodySpec,
+        layers: int,
+        rows: int,
+        max_frames: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         shape = (rows, body.kv_heads, max_frames, body.head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
@@ -80,12 +86,20 @@ def config_of(body: BodySpec, context: int, layers: int) -> PreTrainedConfig:
     """transformers config of `layers` layers of that body. Raises SpecError for biases that the type lacks."""
     rope = {"rope_type": "default", **(body.rope_scaling or {}), "rope_theta": body.rope_theta}
     shared: dict[str, Any] = {
-        "vocab_size": 1, "hidden_size": body.width, "intermediate_size": body.ffn, "num_hidden_layers": layers,
-        "num_attention_heads": body.heads, "num_key_value_heads": body.kv_heads, "head_dim": body.head_dim,
+        "vocab_size": 1,
+        "hidden_size": body.width,
+        "intermediate_size": body.ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": body.heads,
+        "num_key_value_heads": body.kv_heads,
+        "head_dim": body.head_dim,
         "max_position_embeddings": max(context, rope.get("original_max_position_embeddings", 0)),
-        "rms_norm_eps": body.norm_eps, "rope_parameters": rope,
-        "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
-    }  # fmt: skip
+        "rms_norm_eps": body.norm_eps,
+        "rope_parameters": rope,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
     biases = (body.qkv_bias, body.o_bias, body.mlp_bias)
     allowed = {
         "qwen2": biases == (True, False, False) and not body.qk_norm,
@@ -114,12 +128,21 @@ def spec_of(config: PreTrainedConfig, where: str) -> BodySpec:
     bias = kind == "qwen2" or bool(getattr(config, "attention_bias", False))
     theta, scaling = _rope_of(config, where)
     return BodySpec(
-        kind=kind, layers=config.num_hidden_layers, width=config.hidden_size, heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads, ffn=config.intermediate_size, rope_theta=theta, rope_scaling=scaling,
+        kind=kind,
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        ffn=config.intermediate_size,
+        rope_theta=theta,
+        rope_scaling=scaling,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        norm_eps=config.rms_norm_eps, qkv_bias=bias, o_bias=bias and kind != "qwen2",
-        mlp_bias=bool(getattr(config, "mlp_bias", False)), qk_norm=kind == "qwen3",
-    )  # fmt: skip
+        norm_eps=config.rms_norm_eps,
+        qkv_bias=bias,
+        o_bias=bias and kind != "qwen2",
+        mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        qk_norm=kind == "qwen3",
+    )
 
 
 def max_context(config: PreTrainedConfig) -> int:

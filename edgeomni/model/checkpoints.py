@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, SpecError, UsageError
 from ..spec import OmniSpec
-from . import lit, presets
+from . import mini_omni, presets
 from .compose import compose
 from .omni import OmniModel, fill, skeleton
 from .presets import preset
@@ -41,7 +41,7 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
     config = _peek(directory / CONFIG)
     if config.get("format") == FORMAT:
         return "preset" if "preset" in config else "edgeomni"
-    if lit.is_layout(directory):
+    if mini_omni.is_layout(directory):
         return "mini-omni"
     return "parts" if all((directory / part / CONFIG).is_file() for part in PARTS) else None
 
@@ -56,11 +56,12 @@ def load(source: str | os.PathLike[str], *, device: str = "cpu") -> OmniModel:
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory; make one with `edgeomni init`")
     kind = kind_of(directory)
-    readers = {"edgeomni": _load_own, "mini-omni": lit.load, "parts": _load_parts, "preset": _load_preset}
+    readers = {"edgeomni": _load_own, "mini-omni": mini_omni.load, "parts": _load_parts, "preset": _load_preset}
     if kind is None:
         raise CheckpointError(
             f"{directory}: no checkpoint layout that EdgeOmni knows: its own ({CONFIG} + {WEIGHTS}), the released "
-            f"Mini-Omni files ({lit.WEIGHTS}, {lit.CONFIG}, ...), or parts in {', '.join(p + '/' for p in PARTS)}; "
+            f"Mini-Omni files ({mini_omni.WEIGHTS}, {mini_omni.CONFIG}, ...), or parts in "
+            f"{', '.join(p + '/' for p in PARTS)}; "
             "make one with `edgeomni init`"
         )
     try:
@@ -73,9 +74,11 @@ def save(model: OmniModel, directory: str | os.PathLike[str], *, force: bool = F
     """Writes our own layout, whole or not at all. An existing path is refused with UsageError unless `force`."""
     state = {name: _unshared(t) for name, t in model.state_dict().items()}
     config = {
-        "spec": model.spec.to_dict(), "codec": model.codec_config,
-        "provenance": model.provenance, "licences": model.licences,
-    }  # fmt: skip
+        "spec": model.spec.to_dict(),
+        "codec": model.codec_config,
+        "provenance": model.provenance,
+        "licences": model.licences,
+    }
 
     def write(target: Path) -> None:
         _write_config(target, config)

@@ -62,9 +62,13 @@ def spec_of(config: Mapping[str, Any]) -> CodecSpec:
             return _mimi_spec(MimiConfig.from_dict(dict(config["config"])), config["streams"])
         hop = math.prod(config["decoder_rates"])
         return CodecSpec(
-            "snac", config["sampling_rate"], config["codebook_size"], tuple(config["vq_strides"]), hop,
+            "snac",
+            config["sampling_rate"],
+            config["codebook_size"],
+            tuple(config["vq_strides"]),
+            hop,
             config.get("attn_window_size"),
-        )  # fmt: skip
+        )
     except KeyError as exc:
         raise CheckpointError(f"codec configuration lacks {exc}; use the codec's own config.json") from exc
 

@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 
 from ..errors import CheckpointError, SpecError
 from ..spec import AdapterSpec, EncoderSpec, OmniSpec, TokenLayout
-from . import bodies, codecs, encoders, lit
+from . import bodies, codecs, encoders, mini_omni
 from .omni import OmniModel, fill, skeleton
 from .presets import draw
 from .tensors import differences, digest, read_safetensors, read_torch, refuse, shapes_of, state_of
@@ -35,9 +35,12 @@ _T = TypeVar("_T")
 AdapterKind = Literal["linear", "swiglu"]
 # As the hub pages of these parts state them.
 _KNOWN_LICENCES = {
-    "openai/whisper": "Apache-2.0", "Qwen/Qwen2-": "Apache-2.0", "Qwen/Qwen3-": "Apache-2.0",
-    "hubertsiuzdak/snac": "MIT", "kyutai/mimi": "CC-BY-4.0",
-}  # fmt: skip
+    "openai/whisper": "Apache-2.0",
+    "Qwen/Qwen2-": "Apache-2.0",
+    "Qwen/Qwen3-": "Apache-2.0",
+    "hubertsiuzdak/snac": "MIT",
+    "kyutai/mimi": "CC-BY-4.0",
+}
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,15 @@ class _Codec:
 
 
 def compose(
-    encoder: str, llm: str, codec: str, *,
-    adapter: AdapterKind = "swiglu", tts_layers: int = 0, streams: int | None = None, seed: int = 0,
-) -> OmniModel:  # fmt: skip
+    encoder: str,
+    llm: str,
+    codec: str,
+    *,
+    adapter: AdapterKind = "swiglu",
+    tts_layers: int = 0,
+    streams: int | None = None,
+    seed: int = 0,
+) -> OmniModel:
     """Hub ids or local directories -> OmniModel; `encoder` may also be an openai-whisper .pt file.
 
     `streams` (Mimi only): how many of its codebooks the model speaks, MIMI_STREAMS at most by default.
@@ -72,9 +81,10 @@ def compose(
     refuse(encoder, differences(shapes_of(model.encoder.state_dict()), shapes_of(speech.state)))
     refuse(codec, differences(shapes_of(model.codec.state_dict()), shapes_of(voice.state)))
     given = {
-        **{f"encoder.{n}": t for n, t in speech.state.items()}, **{f"codec.{n}": t for n, t in voice.state.items()},
+        **{f"encoder.{n}": t for n, t in speech.state.items()},
+        **{f"codec.{n}": t for n, t in voice.state.items()},
         **_llm_tensors(body, spec, seed),
-    }  # fmt: skip
+    }
     shapes = shapes_of(model.state_dict())
     fill(model, {name: given[name] if name in given else draw(name, shape, seed) for name, shape in shapes.items()})
     model.tokenizer_json = _tokenizer(llm)
@@ -89,14 +99,23 @@ def _spec_of(
     codec, body_spec = codecs.spec_of(voice.config), bodies.spec_of(body.config, llm)
     adapter_spec = AdapterSpec("linear", bias=True) if adapter == "linear" else AdapterSpec(adapter, body_spec.ffn)
     layout = TokenLayout(
-        len(body.get_input_embeddings().weight) + TEXT_SPECIALS, codec.codebook_size + AUDIO_SPECIALS,
-        codec.codebook_size, codec.streams, TEXT_SPECIALS,
-    )  # fmt: skip
+        len(body.get_input_embeddings().weight) + TEXT_SPECIALS,
+        codec.codebook_size + AUDIO_SPECIALS,
+        codec.codebook_size,
+        codec.streams,
+        TEXT_SPECIALS,
+    )
     return OmniSpec(
-        front_end=encoders.front_end(speech.spec, speech.n_mels), encoder=speech.spec, adapter=adapter_spec,
-        body=body_spec, layout=layout, codec=codec, tied=bool(body.config.tie_word_embeddings),
-        context=min(bodies.max_context(body.config), LONGEST_CONTEXT), tts_layers=tts_layers,
-    )  # fmt: skip
+        front_end=encoders.front_end(speech.spec, speech.n_mels),
+        encoder=speech.spec,
+        adapter=adapter_spec,
+        body=body_spec,
+        layout=layout,
+        codec=codec,
+        tied=bool(body.config.tie_word_embeddings),
+        context=min(bodies.max_context(body.config), LONGEST_CONTEXT),
+        tts_layers=tts_layers,
+    )
 
 
 def _llm_tensors(llm: PreTrainedModel, spec: OmniSpec, seed: int) -> dict[str, Tensor]:
@@ -145,7 +164,7 @@ def _read_codec(source: str, streams: int | None) -> _Codec:
         model = _pretrained(source, MimiModel, "a Mimi codec")
         streams = streams or min(MIMI_STREAMS, model.config.num_quantizers)
         return _Codec({"kind": "mimi", "streams": streams, "config": model.config.to_dict()}, model.state_dict())
-    config = lit.snac_config(config_path)
+    config = mini_omni.snac_config(config_path)
     if (path := _hub_file(source, "model.safetensors")) is not None:
         return _Codec(config, codecs.modern_names(read_safetensors(path)))
     if (path := _hub_file(source, "pytorch_model.bin")) is None:
@@ -177,10 +196,12 @@ def _hub_file(source: str, name: str, *, required: bool = False) -> Path | None:
         source,
         f"a part with {name}",
         lambda: cached_file(
-            source, name,
-            _raise_exceptions_for_missing_entries=required, _raise_exceptions_for_connection_errors=required,
+            source,
+            name,
+            _raise_exceptions_for_missing_entries=required,
+            _raise_exceptions_for_connection_errors=required,
         ),
-    )  # fmt: skip
+    )
     return Path(found) if found else None
 
 
@@ -196,10 +217,13 @@ def _json(path: Path) -> dict[str, Any]:
 def _provenance(parts: dict[str, str], seed: int) -> dict[str, Any]:
     marks = [f"{part} {_mark(source)}" for part, source in parts.items()]
     return {
-        "weights": "random", "kind": "composed", "untrained": "adapter, TTS adapter, special tokens, audio rows",
-        "source": ", ".join(f"{part} {_name(source)}" for part, source in parts.items()), "seed": seed,
+        "weights": "random",
+        "kind": "composed",
+        "untrained": "adapter, TTS adapter, special tokens, audio rows",
+        "source": ", ".join(f"{part} {_name(source)}" for part, source in parts.items()),
+        "seed": seed,
         "source_hash": hashlib.sha256("\n".join([*marks, str(seed)]).encode()).hexdigest(),
-    }  # fmt: skip
+    }
 
 
 def _mark(source: str) -> str:

@@ -38,7 +38,7 @@ def build(encoder: EncoderSpec, n_mels: int) -> WhisperEncoder:
             encoder_ffn_dim=encoder.ffn,
             max_source_positions=encoder.context,
             num_mel_bins=n_mels,
-        )  # fmt: skip
+        )
     )
 
 
@@ -112,9 +112,12 @@ def from_openai(checkpoint: Any, where: str) -> tuple[EncoderSpec, int, dict[str
 def from_transformers(config: WhisperConfig) -> tuple[EncoderSpec, int]:
     """Encoder spec and mel bands of a transformers Whisper config."""
     spec = EncoderSpec(
-        config.encoder_layers, config.d_model, config.encoder_attention_heads,
-        config.encoder_ffn_dim, config.max_source_positions,
-    )  # fmt: skip
+        config.encoder_layers,
+        config.d_model,
+        config.encoder_attention_heads,
+        config.encoder_ffn_dim,
+        config.max_source_positions,
+    )
     return spec, config.num_mel_bins
 
 

@@ -65,9 +65,14 @@ class OmniModel(nn.Module):
             end = feature_start + len(features)
             if end > ids.shape[-1]:
                 raise ValueError(f"{len(features)} features from position {feature_start} exceed {ids.shape[-1]} ids")
-            audio = torch.cat([
-                audio[:, :feature_start], (streams * features).expand(len(ids), -1, -1), audio[:, end:],
-            ], dim=1)  # fmt: skip
+            audio = torch.cat(
+                [
+                    audio[:, :feature_start],
+                    (streams * features).expand(len(ids), -1, -1),
+                    audio[:, end:],
+                ],
+                dim=1,
+            )
         return (audio + text) / (streams + 1)
 
     def body_out(self, embeds: Tensor, cache: KVCache | None = None) -> Tensor:

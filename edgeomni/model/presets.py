@@ -57,10 +57,19 @@ class Preset:
 def _snac(encoder_dim: int, decoder_dim: int, codebook_size: int) -> dict[str, Any]:
     """SNAC 24 kHz's structure (hubertsiuzdak/snac_24khz, config.json)."""
     return {
-        "kind": "snac", "sampling_rate": 24000, "encoder_dim": encoder_dim, "encoder_rates": [2, 4, 8, 8],
-        "decoder_dim": decoder_dim, "decoder_rates": [8, 8, 4, 2], "attn_window_size": None,
-        "codebook_size": codebook_size, "codebook_dim": 8, "vq_strides": [4, 2, 1], "noise": True, "depthwise": True,
-    }  # fmt: skip
+        "kind": "snac",
+        "sampling_rate": 24000,
+        "encoder_dim": encoder_dim,
+        "encoder_rates": [2, 4, 8, 8],
+        "decoder_dim": decoder_dim,
+        "decoder_rates": [8, 8, 4, 2],
+        "attn_window_size": None,
+        "codebook_size": codebook_size,
+        "codebook_dim": 8,
+        "vq_strides": [4, 2, 1],
+        "noise": True,
+        "depthwise": True,
+    }
 
 
 def _qwen2(layers: int, width: int, heads: int, kv_heads: int, ffn: int) -> BodySpec:
@@ -71,14 +80,20 @@ def _qwen2(layers: int, width: int, heads: int, kv_heads: int, ffn: int) -> Body
 
 PRESETS = {
     "mini-omni": Preset(
-        EncoderSpec(layers=12, width=768, heads=12, ffn=3072), AdapterSpec("swiglu", hidden=4864),
-        _qwen2(24, 896, 14, 2, 4864), text_words=151936, snac=_snac(48, 1024, 4096),
+        EncoderSpec(layers=12, width=768, heads=12, ffn=3072),
+        AdapterSpec("swiglu", hidden=4864),
+        _qwen2(24, 896, 14, 2, 4864),
+        text_words=151936,
+        snac=_snac(48, 1024, 4096),
     ),
     "tiny": Preset(
-        EncoderSpec(layers=2, width=64, heads=4, ffn=256), AdapterSpec("swiglu", hidden=256),
-        _qwen2(3, 128, 4, 2, 256), text_words=448, snac=_snac(4, 64, 256),
+        EncoderSpec(layers=2, width=64, heads=4, ffn=256),
+        AdapterSpec("swiglu", hidden=256),
+        _qwen2(3, 128, 4, 2, 256),
+        text_words=448,
+        snac=_snac(4, 64, 256),
     ),
-}  # fmt: skip
+}
 
 
 def check(name: str) -> None:
@@ -100,8 +115,11 @@ def preset(name: str, seed: int = 0) -> OmniModel:
     _level_codec(model)
     model.tokenizer_json = word_tokenizer(shape.text_words)
     model.provenance = {
-        "weights": "random", "kind": "preset", "source": f"{name}, seed {seed}", "source_hash": f"preset:{name}:{seed}"
-    }  # fmt: skip
+        "weights": "random",
+        "kind": "preset",
+        "source": f"{name}, seed {seed}",
+        "source_hash": f"preset:{name}:{seed}",
+    }
     model.licences = dict.fromkeys(("encoder", "llm", "codec"), "random weights, no licence needed")
     return model
 
@@ -115,26 +133,43 @@ def word_tokenizer(words: int) -> str:
         if len(vocab) >= words:
             break
         vocab.setdefault(syllables[37 * i % count] + syllables[(53 * i + i // count) % count])
-    return json.dumps({
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
-        "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": None, "decoder": None,
-        "model": {
-            "type": "WordLevel", "vocab": {w: i for i, w in enumerate(list(vocab)[:words])}, "unk_token": "<unk>"
-        },
-    })  # fmt: skip
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": {"type": "Lowercase"},
+            "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": None,
+            "decoder": None,
+            "model": {
+                "type": "WordLevel",
+                "vocab": {w: i for i, w in enumerate(list(vocab)[:words])},
+                "unk_token": "<unk>",
+            },
+        }
+    )
 
 
 def _spec_of(shape: Preset) -> OmniSpec:
     codec = codecs.spec_of(shape.snac)
     layout = TokenLayout(
-        shape.text_words + _TEXT_SPECIALS, codec.codebook_size + _AUDIO_SPECIALS, codec.codebook_size, codec.streams,
+        shape.text_words + _TEXT_SPECIALS,
+        codec.codebook_size + _AUDIO_SPECIALS,
+        codec.codebook_size,
+        codec.streams,
         _TEXT_SPECIALS,
-    )  # fmt: skip
+    )
     return OmniSpec(
-        front_end=encoders.front_end(shape.encoder, 80), encoder=shape.encoder, adapter=shape.adapter,
-        body=shape.body, layout=layout, codec=codec, context=shape.context,
-    )  # fmt: skip
+        front_end=encoders.front_end(shape.encoder, 80),
+        encoder=shape.encoder,
+        adapter=shape.adapter,
+        body=shape.body,
+        layout=layout,
+        codec=codec,
+        context=shape.context,
+    )
 
 
 def _draw_all(shapes: Shapes, seed: int) -> dict[str, Tensor]:

@@ -30,8 +30,16 @@ RANDOM_FRAMES = 117
 SPANS_SHOWN_AS = {"load": "sound file"}
 """Session's span "load" is the question's; loading the model is `load_s`."""
 STAGES = (
-    "sound file", "mel", "encoder", "prefill", "frame", "frame.body", "frame.heads", "frame.sampling", "codec",
-)  # fmt: skip
+    "sound file",
+    "mel",
+    "encoder",
+    "prefill",
+    "frame",
+    "frame.body",
+    "frame.heads",
+    "frame.sampling",
+    "codec",
+)
 TURN_FIGURES = ("ttft", "ttfa", "prefill", "total", "audio", "rtf", "rtf_turn", "frames", "frames_per_s")
 
 
@@ -92,19 +100,28 @@ def measure(job: Job) -> dict[str, Any]:
     ends = [_turn(session, job.task, arguments) for _ in range(job.warmup + job.turns)][job.warmup :]
     machine = detect()
     return {
-        "edgeomni": __version__, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": machine.label, "machine": machine.to_dict(), "job": asdict(job),
-        "bundle": _bundle_facts(job.source, bundle), "forced_frames": _forced(arguments),
-        "load_s": load_s, "turn": _medians(ends), "stages": _stages(ends), "peak_rss_mb": peak_rss_mb(),
-    }  # fmt: skip
+        "edgeomni": __version__,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": machine.label,
+        "machine": machine.to_dict(),
+        "job": asdict(job),
+        "bundle": _bundle_facts(job.source, bundle),
+        "forced_frames": _forced(arguments),
+        "load_s": load_s,
+        "turn": _medians(ends),
+        "stages": _stages(ends),
+        "peak_rss_mb": peak_rss_mb(),
+    }
 
 
 def budget_figures(report: dict[str, Any]) -> dict[str, float | None]:
     """The figures that a hardware profile's budgets bound."""
     return {
-        "ttfa_s": report["turn"].get("ttfa"), "rtf": report["turn"].get("rtf"),
-        "peak_rss_mb": report["peak_rss_mb"], "bundle_mb": report["bundle"].get("mb"),
-    }  # fmt: skip
+        "ttfa_s": report["turn"].get("ttfa"),
+        "rtf": report["turn"].get("rtf"),
+        "peak_rss_mb": report["peak_rss_mb"],
+        "bundle_mb": report["bundle"].get("mb"),
+    }
 
 
 def save(report: dict[str, Any], folder: Path = Path("profiles/results")) -> Path:

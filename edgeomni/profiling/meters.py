@@ -39,6 +39,9 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """count, total_s, and p50, p95, p99 in ms (linear interpolation)."""
     p50, p95, p99 = np.percentile(seconds, [50, 95, 99]) * 1e3
     return {
-        "count": len(seconds), "total_s": float(sum(seconds)), "p50_ms": float(p50), "p95_ms": float(p95),
+        "count": len(seconds),
+        "total_s": float(sum(seconds)),
+        "p50_ms": float(p50),
+        "p95_ms": float(p95),
         "p99_ms": float(p99),
-    }  # fmt: skip
+    }

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
+from ..arrays import F32, F64
 
 VOWELS_HZ = ((730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840, 2480), (570, 840, 2410))
 """First three formants of the vowels in hot, heed, who'd, head, hawed (Peterson and Barney 1952, men)."""
@@ -29,7 +28,7 @@ def spoken_question(seconds: float, rate: int = 16000) -> F32:
     return np.asarray(wave * (PEAK / np.abs(wave).max()), np.float32)
 
 
-def _tracks(t: NDArray[np.float64]) -> NDArray[np.float64]:
+def _tracks(t: F64) -> F64:
     """Formants over time [3, S], gliding from one vowel's middle to the next."""
     count = int(t[-1] / SYLLABLE_S) + 2
     middles = (np.arange(count) + 0.5) * SYLLABLE_S
@@ -37,7 +36,7 @@ def _tracks(t: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([np.interp(t, middles, targets[:, i]) for i in range(3)])
 
 
-def _gain(hz: NDArray[np.float64], formants: NDArray[np.float64]) -> NDArray[np.float64]:
+def _gain(hz: F64, formants: F64) -> F64:
     """Sum of three resonances' magnitudes at each moment's frequency, [S]."""
     widths = np.array(BANDWIDTHS_HZ)[:, None]
     return np.asarray((1 / (1 + ((hz - formants) / widths) ** 2)).sum(0))

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
+from ..arrays import F32
+
 Kind = Literal["fp32", "fp16", "int8", "int4", "int8_dynamic"]
 _ROWS_AT_ONCE = 8192
 

@@ -1,0 +1,164 @@
+"""Two runtimes on the same input: what the gate's figures are made of. Knows components, no engine.
+
+The LLM is compared under teacher forcing: the reference speaks a two-row `aa` turn with seeded sampling, and the
+other is fed the same ids through the same calls (prefill, fork, steps, drop), so that every path is walked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..arrays import F32, I32, I64
+from ..components import CodecDecoder, Encoder, LanguageModel
+from ..prompts import build
+from ..sampling import Sampler, Sampling
+from ..spec import TASKS, CodecSpec, FrontEndSpec, OmniSpec
+from ..tokens import audio_constant, frames_to_codes, shift_audio, undelay
+
+_FRAMES, _FEATURES = 68, 80
+_POSITIONS = 200
+"""Positions compared per head, at least: below that 99.5 % would mean "all"."""
+_CREATIVE = {"temperature": 1.0, "top_k": 50}
+_PUSHES = (1, 3, 2, 4)
+"""Codec frames per push beyond the first, in turn."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """One turn to be walked: its prompt's features [F, D] and how many frames it takes; `ids` once it was spoken."""
+
+    features: F32
+    frames: int
+    seed: int
+    ids: tuple[I32, ...] = ()
+    """Unshifted [K+1] ids of each frame (audio streams, then text)."""
+
+    @property
+    def audio(self) -> I64:
+        """[K, frames]"""
+        return np.stack([i[:-1] for i in self.ids], axis=1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What the heads said over all frames and rows: text [N, text_vocab], audio [M, K, audio_vocab].
+
+    A TTS adapter speaks for row 0 alone, so M may be less than N.
+    """
+
+    text: F32
+    audio: F32
+
+    def heads(self) -> dict[str, F32]:
+        """One [N, V] per head."""
+        return {"text": self.text, **{f"audio{k}": self.audio[:, k] for k in range(self.audio.shape[1])}}
+
+
+def probe(spec: FrontEndSpec, seconds: float, seed: int) -> F32:
+    """A sound with speech's outline where no recording is at hand: gliding harmonics in syllables, a little noise."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(seconds * spec.sample_rate)) / spec.sample_rate
+    pitch = 120 + 40 * np.sin(2 * np.pi * (0.4 + 0.2 * rng.random()) * t)
+    phase = 2 * np.pi * np.cumsum(pitch) / spec.sample_rate
+    voice = sum(np.sin(h * phase + rng.random()) / h for h in range(1, 20))
+    syllables = np.clip(np.sin(2 * np.pi * 2.5 * t + rng.random()), 0, None)
+    out: F32 = (0.15 * voice * syllables + 0.003 * rng.standard_normal(len(t))).astype(np.float32)
+    return out
+
+
+def encoded(encoder: Encoder, mels: Sequence[F32]) -> list[F32]:
+    return [encoder.encode(mel) for mel in mels]
+
+
+def scripts(spec: OmniSpec, features: F32) -> list[Script]:
+    """Turns, not yet spoken, that together give every head its positions within the model's context."""
+    frames = min(_FRAMES, spec.context // 2)
+    room = spec.context - frames - 3
+    positions = frames if spec.tts_layers else frames + frames // 2
+    turns = -(-_POSITIONS // positions)
+    length = max(1, min(_FEATURES, room, len(features) // turns))
+    return [Script(features[i * length : (i + 1) * length], frames, seed=i) for i in range(turns)]
+
+
+def speak(llm: LanguageModel, spec: OmniSpec, script: Script) -> tuple[Script, Logits]:
+    """Lets `llm` answer with seeded sampling; returns the script with its ids, and the logits."""
+    sampler = Sampler(Sampling(seed=script.seed, **_CREATIVE))  # type: ignore[arg-type]
+    ids: list[I32] = []
+
+    def choose(_: int, text: F32, audio: F32) -> I32:
+        ids.append(np.array([*sampler.audio(audio), sampler.text(text)], np.int32))
+        return ids[-1]
+
+    logits = _walk(llm, spec, script, choose)
+    return Script(script.features, script.frames, script.seed, tuple(ids)), logits
+
+
+def follow(llm: LanguageModel, spec: OmniSpec, script: Script) -> Logits:
+    """Feeds `llm` a spoken script's ids and returns its own logits."""
+    return _walk(llm, spec, script, lambda i, text, audio: script.ids[i])
+
+
+def _walk(llm: LanguageModel, spec: OmniSpec, script: Script, choose: Callable[[int, F32, F32], I32]) -> Logits:
+    """A two-row turn whose second row is dropped half way."""
+    prompt = build(replace(spec, tasks=TASKS), "aa", features=len(script.features), two_row=True)
+    state = llm.start(2, prompt.length + script.frames)
+    llm.forward(prompt.ids[:1, :, :-1], script.features, state, prompt.feature_start)
+    llm.fork(state)
+    hidden = llm.forward(prompt.ids[:, :, -1:], None, state)
+    rows, text, audio = 2, list[F32](), list[F32]()
+    for i in range(script.frames):
+        text += [_copied(llm.text_logits(hidden, row)) for row in range(rows)]
+        heard = [_copied(llm.audio_logits(hidden, row)) for row in range(1 if spec.tts_layers else rows)]
+        audio += heard
+        ids = choose(i, text[-1], heard[0])
+        if i + 1 == script.frames:
+            break
+        if i == script.frames // 2:
+            llm.drop(state, 1)
+            rows = 1
+        hidden = llm.forward(_next(spec, ids, rows), None, state)
+    return Logits(np.stack(text), np.stack(audio))
+
+
+def _copied(logits: F32) -> F32:
+    """An engine may reuse its buffers."""
+    return np.array(logits, np.float32)
+
+
+def _next(spec: OmniSpec, ids: I32, rows: int) -> I32:
+    """Input ids [rows, K+1, 1] of the next frame: row 0 is fed its audio, row 1 pad_a."""
+    spoken = np.append(shift_audio(spec.layout, ids[:-1]), ids[-1])
+    silent = np.append(audio_constant(spec.layout, spec.layout.pad_a)[:, 0], ids[-1])
+    return np.stack([spoken, silent][:rows]).astype(np.int32)[:, :, None]
+
+
+def joined(parts: Sequence[Logits]) -> Logits:
+    """All turns' positions in one."""
+    return Logits(np.concatenate([p.text for p in parts]), np.concatenate([p.audio for p in parts]))
+
+
+def emitted_codes(spec: OmniSpec, spoken: Sequence[Script]) -> list[I64]:
+    """Codes per level of the codec frames that the scripts' ids form.
+
+    Ids that are no codebook entries, which a random model emits now and then, become random valid ones.
+    """
+    frames = np.concatenate([undelay(s.audio) for s in spoken])
+    spare = np.random.default_rng(0).integers(0, spec.codec.codebook_size, frames.shape)
+    return frames_to_codes(np.where(frames < spec.codec.codebook_size, frames, spare), spec.codec)
+
+
+def decoded(codec: CodecDecoder, spec: CodecSpec, codes: Sequence[I64]) -> F32:
+    """Codes per level -> wave [S], pushed through the codec in chunks of changing size, as an answer would be."""
+    frames, step = len(codes[0]) // spec.ids_per_level[0], codec.push_multiple
+    state, at, parts = codec.open(), 0, list[F32]()
+    sizes = [max(codec.first_push, 1), *(n * step for n in _PUSHES * frames)]
+    for size in sizes:
+        end = min(frames, at + -(-size // step) * step)
+        chunk = [c[at * n : end * n] for c, n in zip(codes, spec.ids_per_level, strict=True)]
+        parts.append(codec.decode(chunk, state, end == frames))
+        if (at := end) == frames:
+            break
+    return np.concatenate(parts)

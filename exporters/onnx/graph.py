@@ -1,0 +1,190 @@
+"""A small builder of ONNX graphs: constants, nodes, inputs and outputs, saved with external data.
+
+Names are counted, never random, so that exporting twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeomni.arrays import F32
+from edgeomni.quantize.schemes import Packed
+
+MS = "com.microsoft"
+_EXTERNAL_FROM_BYTES = 1024
+_ALIGN = 4096
+"""External tensors start on page boundaries, so that a reader can map them."""
+
+Dim = int | str
+FLOAT, FLOAT16, INT32, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64
+
+
+class Graph:
+    """Collects nodes; `op` returns the name(s) of what a node puts out."""
+
+    def __init__(self, name: str, opset: int = 21) -> None:
+        self.name, self.opset = name, opset
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, NDArray[Any] | onnx.TensorProto] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._count = 0
+
+    def unique(self, prefix: str) -> str:
+        self._count += 1
+        return f"{prefix}_{self._count}"
+
+    def input(self, name: str, dtype: int, shape: Sequence[Dim]) -> str:
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+        return name
+
+    def output(self, name: str, dtype: int, shape: Sequence[Dim], value: str | None = None) -> None:
+        """Declares an output; with `value` an Identity node renames that value to `name`."""
+        if value is not None and value != name:
+            self.op("Identity", [value], outputs=[name])
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+
+    def const(self, value: NDArray[Any] | onnx.TensorProto, name: str | None = None) -> str:
+        """Adds an initializer; a name given twice must mean the same value and is stored once."""
+        name = name or self.unique("const")
+        self._constants.setdefault(name, value)
+        return name
+
+    @property
+    def constants(self) -> dict[str, NDArray[Any] | onnx.TensorProto]:
+        """What was added so far, by name."""
+        return dict(self._constants)
+
+    def ints(self, *values: int) -> str:
+        return self.const(np.array(values, np.int64), "ints_" + "_".join(str(v).replace("-", "m") for v in values))
+
+    def op(
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        *,
+        n_out: int = 1,
+        outputs: Sequence[str] | None = None,
+        domain: str = "",
+        **attributes: Any,
+    ) -> Any:
+        """Adds a node. Returns its output's name, or the list of names where there are several."""
+        outs = list(outputs) if outputs else [self.unique(kind.lower()) for _ in range(n_out)]
+        node = helper.make_node(kind, list(inputs), outs, name=self.unique("n_" + kind), domain=domain, **attributes)
+        self._nodes.append(node)
+        return outs[0] if len(outs) == 1 else outs
+
+    def linear(self, x: str, name: str, weight: Packed, bias: F32 | None = None) -> str:
+        """x [.., k] @ weight.T [k, n] (+ bias) by the kernel that the weight's scheme asks for."""
+        b = [] if bias is None else [self.const(np.ascontiguousarray(bias, np.float32), f"{name}.bias")]
+        n, scheme = len(weight.data), weight.scheme
+        if scheme.blocked:
+            assert weight.scales is not None
+            inputs = [x, self.const(weight.data, f"{name}.codes"), self.const(weight.scales, f"{name}.scales")]
+            inputs += ["", "", *b] if b else []
+            return str(
+                self.op(
+                    "MatMulNBits",
+                    inputs,
+                    domain=MS,
+                    K=weight.k,
+                    N=n,
+                    bits=scheme.bits,
+                    block_size=scheme.block,
+                    accuracy_level=4,
+                )
+            )
+        if scheme.kind == "int8_dynamic":
+            assert weight.scales is not None
+            inputs = [
+                x,
+                self.const(np.ascontiguousarray(weight.data.T), f"{name}.codes"),
+                self.const(weight.scales, f"{name}.scales"),
+                self.const(np.zeros(n, np.int8), f"{name}.zero_points"),
+                *b,
+            ]
+            return str(self.op("DynamicQuantizeMatMul", inputs, domain=MS))
+        w = self.const(np.ascontiguousarray(weight.data.T), f"{name}.weight")
+        if scheme.kind == "fp16":  # stored in half, computed in float: what a CPU does with it anyway
+            w = self.op("Cast", [w], to=FLOAT)
+        y = self.op("MatMul", [x, w])
+        return str(self.op("Add", [y, *b]) if b else y)
+
+    def save(self, path: Path) -> list[Path]:
+        """Writes `path` (.onnx) and, where there are large constants, `path`.data; returns the files written."""
+        data_path = path.with_name(path.name + ".data")
+        initializers: list[onnx.TensorProto] = []
+        offset = 0
+        with data_path.open("wb") as data:
+            for name, value in self._constants.items():
+                tensor = value if isinstance(value, onnx.TensorProto) else None
+                raw = tensor.raw_data if tensor is not None else np.ascontiguousarray(value).data
+                size = len(tensor.raw_data) if tensor is not None else np.asarray(value).nbytes
+                if size < _EXTERNAL_FROM_BYTES:
+                    small = tensor if tensor is not None else numpy_helper.from_array(np.asarray(value), name)
+                    small.name = name
+                    initializers.append(small)
+                    continue
+                offset += data.write(b"\0" * (-offset % _ALIGN))
+                initializers.append(_external(name, value, data_path.name, offset, size))
+                data.write(raw)
+                offset += size
+        if not offset:
+            data_path.unlink()
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid(MS, 1)]
+        model = helper.make_model(
+            graph, opset_imports=opsets, ir_version=11 if self.opset >= 23 else 10, producer_name="edgeomni"
+        )
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return [path, data_path] if offset else [path]
+
+
+def int_tensor(codes: NDArray[np.int8], bits: int) -> Any:
+    """Signed codes -> a constant for DequantizeLinear: int8 as they are, int4 two to a byte, low half first."""
+    if bits == 8:
+        return np.ascontiguousarray(codes)
+    flat = (np.ascontiguousarray(codes).reshape(-1).view(np.uint8) & 15).astype(np.uint8)
+    flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
+    tensor = onnx.TensorProto(data_type=TensorProto.INT4, dims=codes.shape)
+    tensor.raw_data = (flat[0::2] | (flat[1::2] << 4)).tobytes()
+    return tensor
+
+
+def _external(name: str, value: Any, location: str, offset: int, size: int) -> onnx.TensorProto:
+    tensor = onnx.TensorProto()
+    tensor.name = name
+    if isinstance(value, onnx.TensorProto):
+        tensor.data_type, dims = value.data_type, list(value.dims)
+    else:
+        tensor.data_type, dims = helper.np_dtype_to_tensor_dtype(np.asarray(value).dtype), list(np.shape(value))
+    tensor.dims.extend(dims)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in (("location", location), ("offset", str(offset)), ("length", str(size))):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, text
+    return tensor
+
+
+def signature(path: Path) -> dict[str, Any]:
+    """I/O signature of an ONNX file, without its weights: {"inputs": [{name, dtype, shape}], "outputs": [...]}."""
+    graph = onnx.load(path, load_external_data=False).graph
+
+    def describe(values: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": v.name,
+                "dtype": TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower(),
+                "shape": [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim],
+            }
+            for v in values
+        ]
+
+    return {"inputs": describe(graph.input), "outputs": describe(graph.output)}

@@ -1,0 +1,1 @@
+"""What several engines share: embedding tables read from a file, and the streaming codec less its engine."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: the encoder, the LLM and the codec decoder of ONNX bundles, on the CPU or a CUDA device."""

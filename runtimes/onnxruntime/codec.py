@@ -1,0 +1,67 @@
+"""Codec decoder on ONNX Runtime: the streaming graph of exporters/onnx_codec.py, its states handed on uncopied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edgeomni.arrays import F32, I64
+from edgeomni.bundle import Component
+from edgeomni.runtimes.common.streaming_codec import StreamingCodec, Timing
+from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, translated
+from edgeomni.spec import OmniSpec
+
+Kept = dict[str, ort.OrtValue]
+
+
+class OrtCodec(StreamingCodec):
+    """Fulfils components.CodecDecoder."""
+
+    def __init__(self, bundle_path: Path, component: Component, spec: OmniSpec, sessions: SessionFactory) -> None:
+        meta = component.meta
+        noise = tuple((pace["scale"], pace["lag"]) for pace in meta["noise"])
+        super().__init__(spec.codec, Timing(meta["first_push"], meta["push_multiple"], meta["lag_samples"], noise))
+        self._session = sessions.open(bundle_path / component.graphs["codec"]["path"])
+        self._device = getattr(sessions, "device", "cpu")
+        self._states = [state["name"] for state in meta["states"]]
+        self._initial = {s["name"]: self._value(np.zeros(s["shape"], s["dtype"])) for s in meta["states"]}
+        self._edges = {(first, last): self._edge_values(meta, first, last) for first in (0, 1) for last in (0, 1)}
+
+    def _start(self) -> Kept:
+        return self._initial
+
+    def _push(self, codes: Sequence[I64], kept: Kept, last: bool, noise: Sequence[F32] | None) -> tuple[F32, Kept]:
+        binding = self._session.io_binding()
+        for level, ids in enumerate(codes):
+            binding.bind_ortvalue_input(f"codes.{level}", ort.OrtValue.ortvalue_from_numpy(ids))
+        for i in range(len(self.timing.noise)):
+            values = np.zeros(0, np.float32) if noise is None else noise[i]
+            binding.bind_ortvalue_input(f"noise.{i}", ort.OrtValue.ortvalue_from_numpy(values[None, None]))
+        for name, value in self._edges[kept is self._initial, last].items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in kept.items():
+            binding.bind_ortvalue_input(f"state.{name}", value)
+        binding.bind_output("wave", "cpu")
+        for name in self._states:
+            binding.bind_output(f"next.{name}", self._device)
+        with translated("the codec failed", "verify the bundle with `edgeomni verify`"):
+            self._session.run_with_iobinding(binding)
+        wave, *states = binding.get_outputs()
+        return wave.numpy()[0, 0], dict(zip(self._states, states, strict=True))
+
+    def _edge_values(self, meta: Mapping[str, Any], first: int, last: int) -> Kept:
+        """The inputs that depend only on whether a push is the first and whether it is the last."""
+        values: dict[str, np.ndarray[Any, Any]] = {}
+        for tail in meta["tails"]:
+            values[tail["name"]] = np.zeros((1, tail["channels"], tail["length"] * last), np.float32)
+        for bound in meta["bounds"]:
+            here = {"first": first, "last": last}[bound["push"]]
+            values[bound["name"]] = np.array([bound["then" if here else "otherwise"]], np.int64)
+        return {name: self._value(value) for name, value in values.items()}
+
+    def _value(self, array: np.ndarray[Any, Any]) -> ort.OrtValue:
+        return ort.OrtValue.ortvalue_from_numpy(array, "cpu" if array.dtype == np.int64 else self._device, 0)

@@ -1,0 +1,134 @@
+"""A stack of transformer blocks as an ONNX Runtime session, and the KV buffers that one turn binds to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgeomni.arrays import F32
+from edgeomni.spec import BodySpec
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """body.onnx or tts.onnx; `attention` ("gqa" or "scatter") says which position inputs it has."""
+
+    session: Any
+    attention: str
+    body: BodySpec
+    layers: int
+    device: str
+    puts_out_body: bool = False
+    """Has the output body_out: the body of a model with a TTS adapter."""
+
+
+class Buffers:
+    """Keys and values of all layers, [rows, kv_heads, frames, head_dim] each, allocated once.
+
+    On CPU they are numpy arrays of zeros, whose pages cost nothing until they are written; on a GPU OrtValues.
+    """
+
+    def __init__(self, stack: Stack, rows: int, frames: int) -> None:
+        self.stack, self.rows, self.frames = stack, rows, frames
+        shape = (rows, stack.body.kv_heads, frames, stack.body.head_dim)
+        self.names = [f"{part}.{i}" for i in range(stack.layers) for part in ("key", "value")]
+        self.arrays = [_allocate(shape, stack.device) for _ in self.names]
+        self._bindings: dict[int, _Binding] = {}
+
+    def run(self, embeds: F32, past: int) -> tuple[F32, F32 | None]:
+        """Appends embeds [rows, S, D] behind `past` frames of the first rows.
+
+        Returns hidden [rows, D] of the last position and body_out [rows, S, D], None where the stack has none.
+        """
+        rows = len(embeds)
+        if rows not in self._bindings:
+            self._bindings[rows] = _Binding(self, rows)
+        return self._bindings[rows].run(embeds, past)
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` frames of one row to another."""
+        for array in self.arrays:
+            if isinstance(array, np.ndarray):
+                array[target, :, :length] = array[source, :, :length]
+            else:  # once a turn, so the way through the host will do
+                host = array.numpy()
+                host[target, :, :length] = host[source, :, :length]
+                array.update_inplace(host)
+
+
+class _Binding:
+    """IO binding of the first `rows` rows of some buffers.
+
+    The arrays for a single frame stay bound from one decode step to the next: a step writes them and runs.
+    """
+
+    def __init__(self, buffers: Buffers, rows: int) -> None:
+        self._stack, self._rows = buffers.stack, rows
+        self._io = self._stack.session.io_binding()
+        shape = (rows, self._stack.body.kv_heads, buffers.frames, self._stack.body.head_dim)
+        for name, array in zip(buffers.names, buffers.arrays, strict=True):
+            place = (self._stack.device, 0, np.float32, shape, _address(array))
+            self._io.bind_input(f"past_{name}", *place)
+            self._io.bind_output(f"present_{name}", *place)
+        self._one = _Step(self._stack, rows, 1)
+        self._bound: _Step | None = None
+
+    def run(self, embeds: F32, past: int) -> tuple[F32, F32 | None]:
+        step = self._one if embeds.shape[1] == 1 else _Step(self._stack, self._rows, embeds.shape[1])
+        step.fill(embeds, past)
+        if self._bound is not step or self._stack.device != "cpu":  # a GPU copies its inputs when they are bound
+            step.bind(self._io)
+            self._bound = step
+        self._stack.session.run_with_iobinding(self._io)
+        return step.outputs["hidden"][:, 0].copy(), step.body_out()
+
+
+class _Step:
+    """Host arrays for what goes in and comes out of appending `frames` frames to `rows` rows."""
+
+    def __init__(self, stack: Stack, rows: int, frames: int) -> None:
+        self._frames, width = frames, stack.body.width
+        self.inputs: dict[str, NDArray[Any]] = {"inputs_embeds": np.zeros((rows, frames, width), np.float32)}
+        if stack.attention == "gqa":
+            self.inputs["seqlens_k"] = np.zeros(rows, np.int32)
+            self.inputs["total_sequence_length"] = np.zeros((), np.int32)
+        else:
+            self.inputs["position_ids"] = np.zeros((rows, frames), np.int64)
+            self.inputs["write_indices"] = np.zeros(rows, np.int64)
+            self.inputs["nonpad_kv_seqlen"] = np.zeros(rows, np.int64)
+        self.outputs = {"hidden": np.zeros((rows, 1, width), np.float32)}
+        if stack.puts_out_body:
+            self.outputs["body_out"] = np.zeros((rows, frames, width), np.float32)
+
+    def fill(self, embeds: F32, past: int) -> None:
+        total = past + self._frames
+        self.inputs["inputs_embeds"][:] = embeds
+        if "seqlens_k" in self.inputs:
+            self.inputs["seqlens_k"].fill(total - 1)
+            self.inputs["total_sequence_length"].fill(total)
+        else:
+            self.inputs["position_ids"][:] = np.arange(past, total)
+            self.inputs["write_indices"].fill(past)
+            self.inputs["nonpad_kv_seqlen"].fill(total)
+
+    def bind(self, io: Any) -> None:
+        for name, array in self.inputs.items():
+            io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in self.outputs.items():
+            io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def body_out(self) -> F32 | None:
+        return self.outputs["body_out"].copy() if "body_out" in self.outputs else None
+
+
+def _allocate(shape: tuple[int, ...], device: str) -> Any:
+    zeros = np.zeros(shape, np.float32)
+    return zeros if device == "cpu" else ort.OrtValue.ortvalue_from_numpy(zeros, device, 0)
+
+
+def _address(array: Any) -> int:
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr())

@@ -1,0 +1,176 @@
+"""ONNX Runtime sessions as EdgeOmni wants them: spinning stopped between runs, low memory, errors translated."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edgeomni.errors import EngineError
+from edgeomni.hardware import detect
+
+try:
+    import onnxruntime as ort
+except ImportError as exc:
+    raise EngineError("the onnxruntime engine is not installed; pip install onnxruntime") from exc
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_QUIET = 3
+"""ONNX Runtime's log level for errors only."""
+
+
+class SessionFactory:
+    """Opens every session of a process alike.
+
+    `threads` is what one session computes with (None: all physical cores). Only one session of an answer runs at a
+    time, so each may use them all; but idle pools that spin would steal 40 % from the one that works, therefore
+    spinning stops with each run (session.force_spinning_stop). On a CPU all sessions draw on one memory arena, so
+    that what the encoder needs for a moment serves the codec later. The graphs in `exact` compute with float
+    activations where their kernels would round them to 8 bits (MatMulNBits): much slower, for the gate alone.
+    Raises EngineError for a device that is not there.
+    """
+
+    def __init__(self, threads: int | None = None, device: str = "cpu", *, exact: Collection[Path] = ()) -> None:
+        if threads is not None and threads < 1:
+            raise EngineError(f"threads must be 1 or more, not {threads}")
+        self.threads, self.device, self._exact = threads, device, exact
+        self._providers = _providers(device)
+
+    def open(self, path: Path, *, dynamic: bool = False) -> ort.InferenceSession:
+        """A session on the graph at `path`; `dynamic`: with DynamicQuantizeMatMul. Raises EngineError with the file.
+
+        x86 without VNNI adds up u8 x s8 products in 16 bits, which overflows: there `dynamic` makes the weights u8,
+        which is exact (and with VNNI would cost 50 %).
+        """
+        with translated(f"{path.name} cannot be loaded", "verify the bundle with `edgeomni verify` or export again"):
+            options = self._options()
+            options.add_session_config_entry("session.x64quantprecision", str(int(dynamic and _u8s8_overflows())))
+            if path not in self._exact:
+                return ort.InferenceSession(_existing(path), options, providers=self._providers)
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+            return ort.InferenceSession(_with_float_activations(_existing(path)), options, providers=self._providers)
+
+    def _options(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        options.intra_op_num_threads = self.threads or 0
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.device == "cpu":
+            _share_arena()
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            options.enable_mem_pattern = False  # a plan per input shape would keep a block for each
+        return options
+
+
+@cache
+def _share_arena() -> None:
+    """One CPU arena for all sessions of the process, growing as ONNX Runtime's own would."""
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(place, ort.OrtArenaCfg(0, -1, -1, -1))
+
+
+def optimized_ops(path: Path) -> Counter[str]:
+    """Operators of the graph as ONNX Runtime's CPU provider really runs it, after its own optimisations.
+
+    Keys are operator names; MatMulNBits carries its bits and accuracy level: "MatMulNBits:bits=4:acc=4". A plain
+    MatMul or Gemm whose weight is a constant counts as "MatMul:constant". Raises EngineError.
+    """
+    import onnx  # the check belongs to exporting, and so may need what a device does not have
+
+    with tempfile.TemporaryDirectory(prefix="edgeomni-") as scratch:
+        target = Path(scratch) / "optimized.onnx"
+        options = ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        options.optimized_model_filepath = os.fspath(target)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        with translated(f"{path.name} cannot be optimised", "export the checkpoint again"):
+            ort.InferenceSession(_existing(path), options, providers=[_PROVIDERS["cpu"]])
+        graph = onnx.load(target, load_external_data=False).graph
+    constants = {t.name for t in graph.initializer}
+    return Counter(_describe(node, constants) for node in graph.node)
+
+
+def _with_float_activations(path: str) -> bytes:
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
+    return bytes(model.SerializeToString())
+
+
+def _describe(node: Any, constants: set[str]) -> str:
+    values = {a.name: a.i for a in node.attribute}
+    if node.op_type == "MatMulNBits":
+        return f"MatMulNBits:bits={values.get('bits', 4)}:acc={values.get('accuracy_level', 0)}"
+    if node.op_type in ("MatMul", "Gemm", "FusedMatMul") and constants & set(node.input[:2]):
+        return "MatMul:constant"
+    return str(node.op_type)
+
+
+@contextmanager
+def translated(what: str, remedy: str) -> Iterator[None]:
+    """Turns ONNX Runtime's own exceptions into EngineError "<what>: <first line>; <remedy>", the cause kept."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except _FOREIGN as exc:
+        reason = str(exc).strip().partition("\n")[0] or type(exc).__name__
+        raise EngineError(f"{what}: {reason}; {remedy}") from exc
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = (
+        "EPFail",
+        "EngineError",
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "ModelLoaded",
+        "NoModel",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+    return (RuntimeError, ValueError, *(getattr(state, n) for n in names if hasattr(state, n)))
+
+
+_FOREIGN = _ort_errors()
+
+
+@cache
+def _u8s8_overflows() -> bool:
+    isa = set(detect().isa)
+    return "avx2" in isa and not isa & {"avx_vnni", "avx512_vnni"}
+
+
+def _existing(path: Path) -> str:
+    if not path.is_file():
+        raise EngineError(f"{path.name} is missing from {path.parent}; copy the bundle again, whole")
+    return os.fspath(path)
+
+
+def _providers(device: str) -> list[str]:
+    if device not in _PROVIDERS:
+        raise EngineError(f"onnxruntime: unknown device {device!r}; known are {', '.join(_PROVIDERS)}")
+    wanted = _PROVIDERS[device]
+    if wanted not in ort.get_available_providers():
+        raise EngineError(
+            f"this onnxruntime {ort.__version__} has no {wanted} (it has {', '.join(ort.get_available_providers())}); "
+            "install onnxruntime-gpu in place of onnxruntime, or use --device cpu"
+        )
+    return [wanted] if device == "cpu" else [wanted, _PROVIDERS["cpu"]]

@@ -1,0 +1,1 @@
+"""The torch reference runtime: an OmniModel behind the three component protocols."""
