@@ -39,7 +39,7 @@ def respond(model: OmniModel, samples: F32, codec_frames: I64, frames: int) -> T
     """One two-row aa turn of `frames` LLM frames; the ids that reach the codec are `codec_frames` [n, K]."""
     out, began = Timings(), perf_counter()
     spec, layout = model.spec, model.spec.layout
-    mel = audio.log_mel(samples, spec.front_end, spec.front_end.window_frames)
+    mel = audio.log_mel(samples, spec.front_end, 2 * spec.encoder.context)
     out.mel = perf_counter() - began
     features = model.encode(torch.from_numpy(mel)[None])[0, : audio.feature_count(len(samples), spec.front_end)]
     out.encoder = perf_counter() - began - out.mel

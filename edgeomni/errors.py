@@ -10,7 +10,6 @@
     ├── EngineError       an engine is missing or failed; says what to install
     ├── AudioError        audio that cannot be used as a question
     ├── PromptError       a prompt that does not fit the model
-    ├── DataError         training or calibration data that cannot be used
     └── ProfileError      a hardware profile that cannot be read
 
 Messages say what was wrong, with the value, and what to do next.
@@ -58,10 +57,6 @@ class AudioError(EdgeOmniError):
 
 
 class PromptError(EdgeOmniError):
-    pass
-
-
-class DataError(EdgeOmniError):
     pass
 
 

@@ -82,12 +82,12 @@ def choices(precision: str, formats: Mapping[str, str], block: int | None = None
     if unknown := sorted(set(formats) - set(COMPONENTS)):
         raise UsageError(f"unknown component(s) {', '.join(unknown)}; known are {', '.join(COMPONENTS)}")
     out = {}
-    for name, default in policy.preset(precision).items():
+    for name, default in policy.component_precisions(precision).items():
         kind, _, chosen = formats.get(name, "onnx").partition(":")
         if kind not in exporters.TARGETS:
             raise UsageError(f"{name}: unknown format {kind!r}; known are {', '.join(sorted(exporters.TARGETS))}")
         out[name] = (kind, chosen or default)
-        policy.plan(name, out[name][1], block)
+        policy.schemes_for(name, out[name][1], block)
     return out
 
 

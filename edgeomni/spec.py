@@ -49,11 +49,6 @@ class FrontEndSpec:
     def __post_init__(self) -> None:
         _positive("front_end", **asdict(self))
 
-    @property
-    def window_frames(self) -> int:
-        """Mel frames in the full window (3000 for 30 s)."""
-        return self.window_s * self.sample_rate // self.hop
-
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -162,10 +157,6 @@ class CodecSpec:
     def frame_samples(self) -> int:
         """Samples in one codec frame (SNAC 24 kHz: 2048)."""
         return self.hop * self.vq_strides[0]
-
-    @property
-    def frame_s(self) -> float:
-        return self.frame_samples / self.sample_rate
 
     @property
     def level_of_stream(self) -> tuple[int, ...]:

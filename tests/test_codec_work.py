@@ -14,7 +14,7 @@ from codec_models import Codec, mimi, random_codes, snac, snac_spec, stream
 from test_codec_streams import exported, model_of
 
 from edgeomni.model import codec_plan as ops
-from edgeomni.model.codec_reader import plan
+from edgeomni.model.codec_reader import read_plan
 from edgeomni.runtimes.onnxruntime.codec import OrtCodec
 from edgeomni.runtimes.torch.codec import TorchCodec
 from edgeomni.spec import CodecSpec
@@ -104,7 +104,7 @@ def test_onnx_runtime_computes_every_sample_once(name: str, flavour: str, tmp_pa
     stream(decoder, random_codes(spec, frames), SIZES, empty_end=True)
     latents = -(-frames // decoder.push_multiple) * decoder.push_multiple * spec.vq_strides[0]
     found = sorted(sessions.counts("Conv", "FusedConv", "Gemm").values())
-    assert found == once(plan(codec, spec), latents)
+    assert found == once(read_plan(codec, spec), latents)
 
 
 def test_noise_that_is_off_computes_nothing(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_encoder_is_whispers(shelf: Path) -> None:
     mel = torch.randn(1, 40, 300, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(ours.encode(mel), ours.adapter(theirs.encoder(mel).last_hidden_state), atol=1e-5)
-    assert ours.spec.front_end.window_s == 3 and ours.spec.front_end.window_frames == 300
+    assert ours.spec.front_end.window_s == 3
 
 
 def test_mimi_speaks_through_its_first_codebooks(shelf: Path, tmp_path: Path) -> None:

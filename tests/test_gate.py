@@ -98,10 +98,10 @@ def test_limits_are_spelled_name_equals_number() -> None:
 def test_altered_tensors_are_named() -> None:
     figures = {"fidelity": {"llm.altered": 1}}
     report = judge.judge(
-        figures,
+        figures,  # type: ignore[arg-type]
         PRECISIONS,
         trained=True,
-        options=judge.GateOptions(),  # type: ignore[arg-type]
+        options=judge.GateOptions(),
         details={"altered": ["llm/body:body.layers.0.mlp.gate_up.codes"]},
     )
     with pytest.raises(GateError, match=r"gate_up\.codes"):

@@ -16,7 +16,7 @@ from edgeomni.exporters.onnx import reread
 from edgeomni.gate.metrics import cosine
 from edgeomni.model.encoders import build_adapter
 from edgeomni.model.fake_quant import as_exported
-from edgeomni.quantize.policy import plan
+from edgeomni.quantize.policy import schemes_for
 from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 from edgeomni.spec import AdapterSpec, FrontEndSpec, OmniSpec
@@ -69,7 +69,7 @@ def test_int8_computes_what_the_stand_in_computes(tiny_model: Any, tmp_path: Pat
     encoder = exported(tiny_model, tmp_path, "int8")
     mel = mel_of(tiny_model.spec, 400)
     before = reference(tiny_model, mel)
-    schemes = plan("encoder", "int8")
+    schemes = schemes_for("encoder", "int8")
     with as_exported(tiny_model, "encoder", schemes, rounding=schemes):
         imitated = reference(tiny_model, mel)
     assert cosine(encoder.encode(mel), imitated) >= 0.99999
@@ -112,7 +112,7 @@ def test_every_stored_tensor_is_accounted_for(tiny_model: Any, tmp_path: Path) -
     for precision in ("fp32", "fp16", "int8"):
         component = load("onnx").export(tiny_model, "encoder", tmp_path / precision, precision)
         path = tmp_path / precision / component.graphs["encoder"]["path"]
-        expected = reread._Expected(tiny_model, plan("encoder", precision))
+        expected = reread._Expected(tiny_model, schemes_for("encoder", precision))
         unknown = [n for n, found in reread.tensors(path) if found.nbytes > 64 and not expected.bytes_of(n)]
         assert unknown == []
         assert reread.altered(tiny_model, component, tmp_path / precision) == []

@@ -39,7 +39,7 @@ def test_stream_order_is_the_published_one(strides: tuple[int, ...], levels: lis
 
 def test_codec_frame_figures() -> None:
     assert (SNAC_24K.streams, SNAC_24K.frame_samples) == (7, 2048)
-    assert round(SNAC_24K.frame_s * 1000, 1) == 85.3
+    assert round(SNAC_24K.frame_samples / SNAC_24K.sample_rate * 1000, 1) == 85.3
     codes = frames_to_codes(np.arange(7)[None], SNAC_24K)
     assert [c.tolist() for c in codes] == [[0], [1, 4], [2, 3, 5, 6]]
 

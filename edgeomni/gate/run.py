@@ -115,10 +115,10 @@ def _torch_side(model: OmniModel, bundle: Bundle) -> figures.TorchSide:
 
 def _halved_decode(model: OmniModel) -> figures.Decode:
     """torch's codec holding weights rounded to half, the whole answer in one push."""
-    from ..model.codec_reader import halved, plan
+    from ..model.codec_reader import halved, read_plan
     from ..runtimes.torch.codec import TorchCodec
 
-    codec = TorchCodec(model, halved(plan(model.codec, model.spec.codec)))
+    codec = TorchCodec(model, halved(read_plan(model.codec, model.spec.codec)))
     return lambda codes: codec.decode(codes, codec.open(), True)
 
 

@@ -26,7 +26,7 @@ from .omni import OmniModel, fill, skeleton
 from .presets import preset
 from .tensors import differences, digest, read_safetensors, refuse, shapes_of
 
-__all__ = ["compose", "kind_of", "load", "preset", "save", "save_preset", "source_hash"]
+__all__ = ["compose", "kind_of", "load", "preset", "save", "save_preset"]
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FORMAT, VERSION = "edgeomni-checkpoint", 1
@@ -94,11 +94,6 @@ def save_preset(name: str, seed: int, directory: str | os.PathLike[str], *, forc
     """Writes a recipe of a few bytes instead of random weights; `load` makes the same model of it every time."""
     presets.check(name)
     return _write_whole(Path(directory), lambda target: _write_config(target, {"preset": name, "seed": seed}), force)
-
-
-def source_hash(directory: str | os.PathLike[str]) -> str:
-    """SHA-256 over names and contents of a checkpoint directory's files."""
-    return digest(p for p in Path(directory).rglob("*") if p.is_file())
 
 
 def _load_own(directory: Path) -> OmniModel:

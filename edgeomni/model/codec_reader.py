@@ -39,7 +39,7 @@ from .codec_plan import (
 _MIMI_NEEDS = {"pad_mode": "constant", "hidden_act": "gelu", "use_causal_conv": True, "trim_right_ratio": 1.0}
 
 
-def plan(codec: nn.Module, spec: CodecSpec) -> CodecPlan:
+def read_plan(codec: nn.Module, spec: CodecSpec) -> CodecPlan:
     """The decoder of `codec` for the levels that `spec` has. Raises CheckpointError for what cannot be streamed."""
     if isinstance(codec, SNAC):
         return CodecPlan(spec, tuple(_Snac(codec, spec).ops()))

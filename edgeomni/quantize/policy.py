@@ -30,7 +30,7 @@ _GROUP_OF = (
 )
 
 
-def preset(precision: str) -> dict[str, str]:
+def component_precisions(precision: str) -> dict[str, str]:
     """One word for the whole model -> the precision of each component.
 
     8 bits are the encoder's floor, and the codec stays float: integers gain it nothing.
@@ -43,7 +43,7 @@ def preset(precision: str) -> dict[str, str]:
     }
 
 
-def plan(component: str, precision: str, block: int | None = None, *, signed: bool = False) -> dict[str, Scheme]:
+def schemes_for(component: str, precision: str, block: int | None = None, *, signed: bool = False) -> dict[str, Scheme]:
     """Scheme of each tensor group of `component` ("encoder", "llm" or "codec").
 
     `block` replaces the default block of the transformer's blocked schemes; `signed` asks for positive scales and
@@ -51,11 +51,11 @@ def plan(component: str, precision: str, block: int | None = None, *, signed: bo
     """
     _known(precision)
     if component == "llm":
-        return _llm_plan(precision, block, signed)
+        return _llm_schemes(precision, block, signed)
     if component == "encoder":
         if precision == "int4":
             raise UsageError("encoder:int4 is not offered: 8 bits are the speech encoder's floor; use encoder int8")
-        return _encoder_plan(precision, signed)
+        return _encoder_schemes(precision, signed)
     if component == "codec":
         if precision in ("int8", "int4"):
             raise UsageError(
@@ -83,7 +83,7 @@ def _float(precision: str) -> Scheme:
     return Scheme("fp16") if precision == "fp16" else Scheme("fp32")
 
 
-def _encoder_plan(precision: str, signed: bool) -> dict[str, Scheme]:
+def _encoder_schemes(precision: str, signed: bool) -> dict[str, Scheme]:
     """At INT8 the adapter's last layer is blocked: its input, a product, is too spread for one scale per window.
 
     One scale there was nine tenths of the encoder's whole error (cosine .9989 instead of .9998 at the real shape).
@@ -93,7 +93,7 @@ def _encoder_plan(precision: str, signed: bool) -> dict[str, Scheme]:
     return {"encoder.linear": scheme, "adapter.linear": scheme, "adapter.proj": last}
 
 
-def _llm_plan(precision: str, block: int | None, signed: bool) -> dict[str, Scheme]:
+def _llm_schemes(precision: str, block: int | None, signed: bool) -> dict[str, Scheme]:
     if precision in ("fp32", "fp16"):
         return dict.fromkeys(_LLM_GROUPS, _float(precision))
     if block is not None and block not in BLOCKS:

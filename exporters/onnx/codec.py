@@ -27,8 +27,8 @@ from edgeomni.exporters.onnx.codec_attention import END
 from edgeomni.exporters.onnx.graph import FLOAT, INT64, Graph, signature
 from edgeomni.model import codec_plan as ops
 from edgeomni.model.codec_plan import CodecPlan
-from edgeomni.model.codec_reader import plan
-from edgeomni.quantize.policy import plan as schemes_of
+from edgeomni.model.codec_reader import read_plan
+from edgeomni.quantize.policy import schemes_for
 
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
@@ -38,8 +38,8 @@ Floats = NDArray[np.floating[Any]]
 
 def export(model: OmniModel, out_dir: Path, root: Path, precision: str, flavour: str, block: int | None) -> Component:
     """Writes out_dir/codec.onnx and its data; what runtimes/ort_codec.py needs to know of it goes into `meta`."""
-    schemes = schemes_of("codec", precision, block)
-    decoder = plan(model.codec, model.spec.codec)
+    schemes = schemes_for("codec", precision, block)
+    decoder = read_plan(model.codec, model.spec.codec)
     builder = CodecGraph(decoder, fused=flavour == "ort", half=schemes["codec"].kind == "fp16")
     files = builder.build().save(out_dir / "codec.onnx")
     path = files[0].relative_to(root).as_posix()

@@ -21,7 +21,7 @@ from edgeomni.bundle import Component, describe_files
 from edgeomni.exporters.onnx.graph import FLOAT, INT64, MS, Graph, signature
 from edgeomni.exporters.onnx.kernels import dequantized
 from edgeomni.exporters.onnx.reread import packed_parts
-from edgeomni.quantize.policy import plan, scheme_of
+from edgeomni.quantize.policy import scheme_of, schemes_for
 from edgeomni.quantize.schemes import Packed, Scheme, quantize
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _LAYER_NORM_EPS = 1e-5
 
 def export(model: OmniModel, out_dir: Path, root: Path, precision: str, flavour: str, block: int | None) -> Component:
     """Writes out_dir/encoder.onnx and its data. The fused flavour has the input `wanted` besides."""
-    schemes = plan("encoder", precision, block, signed=flavour == "portable")
+    schemes = schemes_for("encoder", precision, block, signed=flavour == "portable")
     if model.spec.adapter.kind == "linear":
         del schemes["adapter.linear"]  # it has but one layer, proj
     parts = _Parts(model, schemes, flavour)

@@ -14,7 +14,7 @@ from edgeomni.exporters.onnx.attention import Rope
 from edgeomni.exporters.onnx.body import Stack, Weights, build
 from edgeomni.exporters.onnx.graph import FLOAT, Graph, signature
 from edgeomni.exporters.onnx.kernels import rows_linear
-from edgeomni.quantize.policy import plan
+from edgeomni.quantize.policy import schemes_for
 from edgeomni.quantize.schemes import Packed, Scheme, quantize
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, flavour:
     that its rotary caches cover, "tables" where the embedding's rows lie. Raises ExportError for biases that
     only some of a packed group have.
     """
-    schemes = plan("llm", precision, block, signed=flavour == "portable")
+    schemes = schemes_for("llm", precision, block, signed=flavour == "portable")
     graphs, files, attention = _stacks(model, schemes, flavour, out_dir)
     tables: dict[str, Any] = {}
     for part in ("text", "audio"):

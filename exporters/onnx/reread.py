@@ -20,7 +20,7 @@ from edgeomni.arrays import F32
 from edgeomni.bundle import Component
 from edgeomni.exporters.onnx.codec import CodecGraph
 from edgeomni.exporters.onnx.graph import int_tensor
-from edgeomni.model.codec_reader import plan
+from edgeomni.model.codec_reader import read_plan
 from edgeomni.quantize.policy import scheme_of
 from edgeomni.quantize.schemes import Packed, Scheme, parse, quantize, signed_codes
 
@@ -58,7 +58,7 @@ def _expected(model: OmniModel, component: Component) -> _Expected:
 def _codec_bytes(model: OmniModel, component: Component) -> Callable[[str], list[Bytes] | None]:
     """The codec's weights are folded on their way into the graph, so its constants are worked out anew."""
     half = component.scheme["codec"] == "fp16"
-    decoder = CodecGraph(plan(model.codec, model.spec.codec), fused=component.meta["flavour"] == "ort", half=half)
+    decoder = CodecGraph(read_plan(model.codec, model.spec.codec), fused=component.meta["flavour"] == "ort", half=half)
     constants = decoder.build().constants
 
     def bytes_of(name: str) -> list[Bytes] | None:

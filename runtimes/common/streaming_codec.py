@@ -65,12 +65,6 @@ class StreamingCodec(ABC):
         self.spec, self.timing = spec, timing
         self.first_push, self.push_multiple = timing.first_push, timing.push_multiple
 
-    @property
-    def latency_s(self) -> float:
-        """Seconds of audio that the newest codes cannot give yet (attention windows: that of whole windows)."""
-        waiting = (self.push_multiple - 1) * self.spec.frame_samples
-        return (self.timing.lag_samples + waiting) / self.spec.sample_rate
-
     @abstractmethod
     def _start(self) -> Any:
         """The engine's state of a new stream."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from edgeomni.arrays import F32, I64
 from edgeomni.model import codec_plan as ops
-from edgeomni.model.codec_reader import plan
+from edgeomni.model.codec_reader import read_plan
 from edgeomni.runtimes.common.streaming_codec import StreamingCodec, Timing
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class TorchCodec(StreamingCodec):
     def __init__(self, model: OmniModel | None, codec_plan: ops.CodecPlan | None = None) -> None:
         if codec_plan is None:
             assert model is not None
-            codec_plan = plan(model.codec, model.spec.codec)
+            codec_plan = read_plan(model.codec, model.spec.codec)
         noise = tuple((p.scale, p.lag) for p in codec_plan.noise_paces)
         super().__init__(
             codec_plan.spec,
