@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .engines import COMPONENTS
 from .errors import BundleError, SpecError
 from .spec import OmniSpec
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
-COMPONENTS = ("encoder", "llm", "codec")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bundle import COMPONENTS, Bundle, Component, Manifest, describe_files, is_bundle, write_manifest
+from .bundle import Bundle, Component, Manifest, describe_files, is_bundle, write_manifest
+from .engines import COMPONENTS, FORMATS
 from .errors import ExportError, UsageError
 from .gate.judge import GateOptions
 from .gate.run import judged
@@ -57,7 +58,7 @@ def export_bundle(
     progress("load checkpoint")
     model = _loaded(source)
     with _staged(target) as stage:
-        components = {}
+        components: dict[str, Component] = {}
         for name in COMPONENTS:
             progress(f"export {name} ({':'.join(wanted[name])})")
             components[name] = _exported(model, name, stage, wanted[name], flavour, block)
@@ -77,15 +78,13 @@ def export_bundle(
 
 def choices(precision: str, formats: Mapping[str, str], block: int | None = None) -> dict[str, tuple[str, str]]:
     """Component -> (format, precision). Raises UsageError for a component, format or precision that is not offered."""
-    from . import exporters
-
     if unknown := sorted(set(formats) - set(COMPONENTS)):
         raise UsageError(f"unknown component(s) {', '.join(unknown)}; known are {', '.join(COMPONENTS)}")
     out = {}
     for name, default in policy.component_precisions(precision).items():
         kind, _, chosen = formats.get(name, "onnx").partition(":")
-        if kind not in exporters.TARGETS:
-            raise UsageError(f"{name}: unknown format {kind!r}; known are {', '.join(sorted(exporters.TARGETS))}")
+        if kind not in FORMATS:
+            raise UsageError(f"{name}: unknown format {kind!r}; known are {', '.join(FORMATS)}")
         out[name] = (kind, chosen or default)
         policy.schemes_for(name, out[name][1], block)
     return out

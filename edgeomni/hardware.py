@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .engines import COMPONENTS, ENGINES, FORMATS
 from .errors import GateError, ProfileError
 
 if sys.version_info >= (3, 11):
@@ -19,11 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ENGINES = ("onnxruntime",)
-FORMATS = {"onnx": "onnxruntime"}
-"""Format -> the engine that runs it: what can be chosen today."""
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
-COMPONENTS = ("encoder", "llm", "codec")
 
 _T = TypeVar("_T")
 
@@ -151,7 +148,7 @@ def _parse(text: str, name: str, where: str) -> HardwareProfile:
 def _choice(data: Any, where: str) -> Choice:
     choice = _section(Choice, data, where)
     kind, _, precision = choice.use.partition(":")
-    if kind not in FORMATS or FORMATS[kind] not in choice.engines:
+    if kind not in FORMATS or not any(kind in ENGINES[e].formats for e in choice.engines if e in ENGINES):
         raise ProfileError(f"{where} use {choice.use!r}: no engine listed here runs it; formats: {_list(FORMATS)}")
     if precision not in choice.precisions or set(choice.precisions) - set(PRECISIONS):
         raise ProfileError(f"{where} precisions must be of {_list(PRECISIONS)} and hold {precision!r}")

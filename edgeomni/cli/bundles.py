@@ -10,7 +10,8 @@ from typing import Any
 import click
 from rich.table import Table
 
-from ..bundle import COMPONENTS, Bundle
+from ..bundle import Bundle
+from ..engines import COMPONENTS
 from .common import console
 
 _INDEX = re.compile(r"(\.\d+(x\d+)?)+\b")

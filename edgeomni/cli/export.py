@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..bundle import COMPONENTS
+from ..engines import COMPONENTS
 from ..errors import UsageError
 from ..hardware import HardwareProfile, load_profile
 from .bundles import gate_table
