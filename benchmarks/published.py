@@ -65,7 +65,7 @@ def respond(model: OmniModel, samples: F32, codec_frames: I64, frames: int) -> T
 
 def _joint_step(model: OmniModel, ids: Any, features: Any, cache: Any) -> tuple[Any, Any]:
     """All positions of both rows through body and joint head; the last position's logits of each row."""
-    hidden, _ = model.hidden(model.embed(ids, features), cache)
+    hidden, _ = model.hidden(model.embed(ids, () if features is None else [(1, features)]), cache)
     joint = functional.linear(hidden, model.embedding.weight)[:, -1]
     layout = model.spec.layout
     speech = joint[:, layout.text_vocab :].unflatten(-1, (layout.streams, layout.audio_vocab))

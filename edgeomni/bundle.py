@@ -57,6 +57,8 @@ class Manifest:
     provenance: dict[str, Any]
     licences: dict[str, str]
     gate: dict[str, Any]
+    reference: FileEntry | None = None
+    """What the export gave when it was judged (gate/reference.py), for `verify --gate`."""
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,7 +81,8 @@ class Manifest:
             spec = OmniSpec.from_dict(data["spec"])
             if missing := [name for name in COMPONENTS if name not in components]:
                 raise BundleError(f"{where}: component(s) {', '.join(missing)} missing; export again")
-            return cls(spec, components, tokenizer, data["provenance"], data["licences"], data["gate"])
+            kept = FileEntry(**data["reference"]) if data.get("reference") else None
+            return cls(spec, components, tokenizer, data["provenance"], data["licences"], data["gate"], kept)
         except (KeyError, TypeError, AttributeError, SpecError) as exc:
             raise BundleError(f"{where}: not a valid manifest ({exc}); export the checkpoint again") from exc
 
@@ -111,8 +114,9 @@ class Bundle:
         return _inside(self.path, relative)
 
     def entries(self) -> list[FileEntry]:
+        """Every file that the manifest lists."""
         files = [f for c in self.manifest.components.values() for f in c.files]
-        return files + ([self.manifest.tokenizer] if self.manifest.tokenizer else [])
+        return files + [f for f in (self.manifest.tokenizer, self.manifest.reference) if f is not None]
 
     @property
     def size(self) -> int:
@@ -121,9 +125,11 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over spec and files: the same for the same export."""
+        """SHA-256 over the spec and all files but the recorded outputs: the same for the same export anywhere."""
         h = hashlib.sha256(json.dumps(self.spec.to_dict(), sort_keys=True).encode())
         for f in sorted(self.entries(), key=lambda f: f.path):
+            if f is self.manifest.reference:
+                continue
             h.update(f"{f.path} {f.size} {f.sha256}\n".encode())
         return h.hexdigest()
 

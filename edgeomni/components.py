@@ -1,22 +1,54 @@
-"""The three protocols a runtime fulfils. The loop (generate.py) knows nothing else of an engine.
+"""The three protocols that an engine fulfils. The generation loop (generate.py) knows nothing else of an engine.
 
-All arrays are numpy, float32 / int32 / int64 as stated, C-contiguous.
+All arrays are numpy, float32 / int32 / int64 as stated, C-contiguous. `StateT`, `HiddenT` and `CodecStateT` are the
+engine's own types: whoever uses an engine hands them back to it without looking inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from .arrays import F32, I32, I64
+from .arrays import F32, F64, I32, I64
+from .sampling import Sampling
 
-State = Any
-"""Engine-private: the KV cache of one turn, with `length` (frames cached so far). Dropping it frees the cache."""
-Hidden = Any
-"""Engine-private: what the heads read of the last position of each active row."""
-CodecState = Any
-"""Engine-private: what the codec keeps between pushes."""
+StateT = TypeVar("StateT")
+"""The KV cache of one turn. Dropping the object frees the cache."""
+HiddenT = TypeVar("HiddenT")
+"""What the heads read of the last position of each active row."""
+CodecStateT = TypeVar("CodecStateT")
+"""What the codec keeps between pushes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A segment of encoder features: `values` float32 [F, D] belong to positions start .. start + F - 1 of the ids."""
+
+    start: int
+    values: F32
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.values)
+
+
+def features_between(segments: Sequence[Features], start: int, stop: int) -> list[Features]:
+    """The parts of `segments` that lie in positions start .. stop - 1, their own starts counted from `start`."""
+    cut = []
+    for segment in segments:
+        first, last = max(segment.start, start), min(segment.stop, stop)
+        if first < last:
+            cut.append(Features(first - start, segment.values[first - segment.start : last - segment.start]))
+    return cut
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a component is opened: `threads` to compute with (None: all cores), on which `device`."""
+
+    threads: int | None = None
+    device: str = "cpu"
 
 
 class Encoder(Protocol):
@@ -30,44 +62,56 @@ class Encoder(Protocol):
         ...
 
 
-class LanguageModel(Protocol):
+class LanguageModel(Protocol[StateT, HiddenT]):
     """Embedding, transformer body, text head and audio heads.
 
-    Ids are in the joint vocabulary (layer-shifted), [rows, K+1, t], audio streams first, text last.
+    Ids are in the joint vocabulary (layer-shifted), int32 [rows, K+1, t], audio streams first, text last.
     """
 
-    def start(self, rows: int, max_frames: int) -> State:
+    def start(self, rows: int, max_frames: int) -> StateT:
         """A state with room for `rows` rows of `max_frames` frames, empty, one row active."""
         ...
 
-    def forward(self, ids: I32, features: F32 | None, state: State, feature_start: int = 1) -> Hidden:
-        """Append t frames to each active row; returns the last position's hidden.
+    def forward(self, ids: I32, features: Sequence[Features], state: StateT) -> HiddenT:
+        """Appends t frames to each active row and returns the last position's hidden.
 
-        `features` [F, D] replace the K audio embeddings at positions feature_start .. feature_start+F-1 of
-        the ids given (row by row the same).
+        Each of `features` replaces the K audio embeddings at its positions of the ids given, alike in every row.
+        Raises EngineError for a full state, ids without a row, or features that do not fit the ids.
         """
         ...
 
-    def fork(self, state: State) -> None:
-        """One prefilled row -> two active rows, KV copied."""
+    def fork(self, state: StateT) -> None:
+        """One prefilled row becomes two active rows, the KV cache copied."""
         ...
 
-    def drop(self, state: State, row: int) -> None:
-        """Row `row` (the last active one) is no longer wanted."""
+    def drop(self, state: StateT, row: int) -> None:
+        """Row `row`, which must be the last active one and not row 0, is no longer wanted."""
         ...
 
-    def text_logits(self, hidden: Hidden, row: int) -> F32:
-        """[text_vocab] of that row."""
+    def text_logits(self, hidden: HiddenT, row: int) -> F32:
+        """[text_vocab] of that row. The caller may keep the array."""
         ...
 
-    def audio_logits(self, hidden: Hidden, row: int) -> F32:
-        """[K, audio_vocab] of that row."""
+    def frame_ids(self, hidden: HiddenT, row: int, text_id: int, draws: F64, rule: Sampling) -> I64:
+        """Chooses one audio frame: unshifted ids int64 [K] of that row.
+
+        `draws` float [K] holds one uniform number in [0, 1) per stream, used unless `rule` is deterministic.
+        `text_id` is the text id of the same frame, for heads that depend on it.
+        """
+        ...
+
+    def audio_logits(self, hidden: HiddenT, row: int, given: I64 | None = None) -> F32:
+        """[K, audio_vocab] of that row, for the gate and tests. The caller may keep the array.
+
+        `given` int64 [K] are the frame's own ids, which heads that choose one stream after another are fed with
+        (teacher forcing); parallel heads ignore it.
+        """
         ...
 
     def close(self) -> None: ...
 
 
-class CodecDecoder(Protocol):
+class CodecDecoder(Protocol[CodecStateT]):
     """Codes in, waveform out, streaming exactly: joined pushes equal one offline decode."""
 
     first_push: int
@@ -75,11 +119,11 @@ class CodecDecoder(Protocol):
     push_multiple: int
     """Every push but the last holds a multiple of this many codec frames (1, or whole attention windows)."""
 
-    def open(self, noise_seed: int | None = None) -> CodecState:
+    def open(self, noise_seed: int | None = None) -> CodecStateT:
         """A fresh stream. `noise_seed` switches the codec's noise on (SNAC), seeded; None is off."""
         ...
 
-    def decode(self, codes: Sequence[I64], state: CodecState, last: bool) -> F32:
+    def decode(self, codes: Sequence[I64], state: CodecStateT, last: bool) -> F32:
         """codes[level] is int64 [n * ids_per_level]; returns the samples that became final, [samples] float32.
 
         With `last` the rest of the stream is emitted: all pushes together give exactly
@@ -95,5 +139,5 @@ class Components:
     """What a Session runs on: each may come from its own engine."""
 
     encoder: Encoder
-    llm: LanguageModel
-    codec: CodecDecoder
+    llm: LanguageModel[Any, Any]
+    codec: CodecDecoder[Any]

@@ -17,7 +17,7 @@ from .bundle import Bundle, Component, Manifest, describe_files, is_bundle, writ
 from .engines import COMPONENTS, FORMATS
 from .errors import ExportError, UsageError
 from .gate.judge import GateOptions
-from .gate.run import judged
+from .gate.run import judged, versions_of
 from .quantize import policy
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ def export_bundle(
             progress(f"export {name} ({':'.join(wanted[name])})")
             components[name] = _exported(model, name, stage, wanted[name], flavour, block)
         manifest = _manifest(model, components, stage, _command(wanted, flavour, block))
-        report = judged(model, Bundle(stage, manifest), options, threads, progress)
-        manifest.gate = report.to_dict()
+        staged = Bundle(stage, manifest)
+        report = judged(model, staged, options, threads, progress)
+        manifest.gate = {**report.to_dict(), "engines": versions_of(staged)}
         on_gate(manifest.gate)
         if options.enforce:
             report.enforce()

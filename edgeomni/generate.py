@@ -8,24 +8,26 @@ the next frame on text is pad_t; in tasks without audio eot ends the answer and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from .arrays import F32, I64
-from .components import Components, Hidden, State
+from .arrays import F32, I32, I64
+from .components import Components, Features, HiddenT, LanguageModel, StateT, features_between
 from .errors import PromptError
 from .prompts import Prompt
 from .sampling import Sampler, Sampling
 from .spans import Spans
-from .spec import AUDIO_OUT, OmniSpec
+from .spec import AUDIO_OUT, OmniSpec, TokenLayout
 from .streaming import AudioStream
 from .tokens import audio_constant, delay, shift_audio
 
 StopReason = Literal["eoa", "eot", "length", "cancelled"]
+PREFILL_FRAMES = 64
+"""Prompt frames fed at once: so many that engines compute at full speed, so few that a cancel need not wait long."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def generate(
     spec: OmniSpec,
     task: str,
     prompt: Prompt,
-    features: F32 | None,
+    features: Sequence[Features],
     options: Options,
     spans: Spans,
     cancelled: Callable[[], bool] = lambda: False,
@@ -86,8 +88,50 @@ def generate(
     """
     room = _room(spec, prompt, options)
     turn = _Turn(components, spec, task, prompt, options, spans)
-    hidden = turn.prefill(features, prompt.length + room)
+    hidden = turn.prefill(features, prompt.length + room, cancelled)
+    if hidden is None:
+        yield Stop("cancelled", 0, 0.0)
+        return
     yield from turn.frames(hidden, room, cancelled)
+
+
+def prefill(
+    llm: LanguageModel[StateT, HiddenT],
+    ids: I32,
+    features: Sequence[Features],
+    state: StateT,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> HiddenT | None:
+    """Feeds a prompt, int32 [rows, K+1, T] with rows 1 or 2, to an empty state; returns the last position's hidden.
+
+    Two rows differ only in their last position, so the positions before it are computed once, in one row, and their
+    KV cache is copied. The prompt goes in by pieces of `PREFILL_FRAMES`, and `cancelled` is asked before each:
+    once it says True, the rest is left out and None is returned.
+    """
+    rows, _, length = ids.shape
+    shared = length if rows == 1 else length - 1
+    hidden = None
+    for start in range(0, shared, PREFILL_FRAMES):
+        if cancelled():
+            return None
+        stop = min(shared, start + PREFILL_FRAMES)
+        piece = np.ascontiguousarray(ids[:1, :, start:stop])
+        hidden = llm.forward(piece, features_between(features, start, stop), state)
+    if rows == 1:
+        return hidden
+    llm.fork(state)
+    last = features_between(features, shared, length)
+    return llm.forward(np.ascontiguousarray(ids[:, :, shared:]), last, state)
+
+
+def next_ids(layout: TokenLayout, audio: I64, text: int, rows: int) -> I32:
+    """Input ids int32 [rows, K+1, 1] of the frame after one that chose `audio` [K] (unshifted) and `text`.
+
+    Row 0 is fed its own audio. Row 1 answers in text only and is fed pad_a; both are fed the same text id.
+    """
+    spoken = np.append(shift_audio(layout, audio), text)
+    silent = np.append(audio_constant(layout, layout.pad_a)[:, 0], text)
+    return np.stack([spoken, silent][:rows]).astype(np.int32)[:, :, None]
 
 
 def _room(spec: OmniSpec, prompt: Prompt, options: Options) -> int:
@@ -120,7 +164,7 @@ class _Turn:
             )
         self.recent: list[I64] = []
         self.forced = self._forced_streams()
-        self.state: State | None = None
+        self.state: Any = None
 
     def _forced_streams(self) -> I64 | None:
         codes = self.options.forced.codec_frames
@@ -130,18 +174,13 @@ class _Turn:
         streams[-1, -1] = self.layout.eoa
         return streams
 
-    def prefill(self, features: F32 | None, frames: int) -> Hidden:
-        """Rows differ only in the last position, so the rest is computed once and its KV copied."""
-        ids, start = self.prompt.ids, self.prompt.feature_start
+    def prefill(self, features: Sequence[Features], frames: int, cancelled: Callable[[], bool]) -> Any:
+        """The hidden of the prompt's last position; None where the turn was cancelled on the way."""
         with self.spans("prefill"):
             self.state = self.llm.start(self.prompt.rows, frames)
-            if self.prompt.rows == 1:
-                return self.llm.forward(ids, features, self.state, start)
-            self.llm.forward(np.ascontiguousarray(ids[:1, :, :-1]), features, self.state, start)
-            self.llm.fork(self.state)
-            return self.llm.forward(np.ascontiguousarray(ids[:, :, -1:]), None, self.state)
+            return prefill(self.llm, self.prompt.ids, features, self.state, cancelled)
 
-    def frames(self, hidden: Hidden, room: int, cancelled: Callable[[], bool]) -> Iterator[Frame | Samples | Stop]:
+    def frames(self, hidden: Any, room: int, cancelled: Callable[[], bool]) -> Iterator[Frame | Samples | Stop]:
         reason: StopReason = "length"
         frame: Frame | None = None
         busy, since = 0.0, perf_counter()
@@ -169,27 +208,26 @@ class _Turn:
             yield Samples(rest)
         yield Stop(reason, self.audio.silent_frames if self.audio else 0, busy)
 
-    def _step(self, frame: Frame) -> Hidden:
-        ids = np.concatenate([shift_audio(self.layout, frame.audio), [frame.text]])
-        rows = [ids]
+    def _step(self, frame: Frame) -> Any:
         if self.text_row and self.text_ended:
             self.llm.drop(self.state, self.text_row)
             self.text_row = 0
-        if self.text_row:
-            rows.append(np.concatenate([audio_constant(self.layout, self.layout.pad_a)[:, 0], [frame.text]]))
+        ids = next_ids(self.layout, frame.audio, frame.text, rows=self.text_row + 1)
         with self.spans("frame.body"):
-            return self.llm.forward(np.stack(rows).astype(np.int32)[:, :, None], None, self.state)
+            return self.llm.forward(ids, (), self.state)
 
-    def _choose(self, hidden: Hidden, index: int) -> Frame:
+    def _choose(self, hidden: Any, index: int) -> Frame:
+        """The text id first, since some heads choose the audio ids by it."""
         audio, text = self.pad_audio, self.layout.pad_t
-        with self.spans("frame.heads"):
-            audio_logits = self.llm.audio_logits(hidden, 0) if self.speaks else None
-            text_logits = None if self.text_ended else self.llm.text_logits(hidden, self.text_row)
-        with self.spans("frame.sampling"):
-            if audio_logits is not None:
-                audio = self.sampler.audio(audio_logits)
-            if text_logits is not None:
-                text = self.sampler.text(text_logits, self.seen)
+        draws = self.sampler.draws(self.layout.streams) if self.speaks else None
+        if not self.text_ended:
+            with self.spans("frame.text_head"):
+                logits = self.llm.text_logits(hidden, self.text_row)
+            with self.spans("frame.sampling"):
+                text = self.sampler.text(logits, self.seen)
+        if draws is not None:
+            with self.spans("frame.audio_head"):
+                audio = self.llm.frame_ids(hidden, 0, text, draws, self.options.sampling)
         return self._force(audio, text, index)
 
     def _force(self, audio: I64, text: int, index: int) -> Frame:

@@ -41,38 +41,48 @@ class Sampling:
 
 
 class Sampler:
-    """One turn's choices. Every stream draws one uniform number per frame, so a seed means the same everywhere."""
+    """One turn's choices, from one seeded stream of uniform numbers.
 
-    def __init__(self, sampling: Sampling) -> None:
-        self._options = sampling
-        self._rng = np.random.default_rng(sampling.seed)
+    Each frame draws one number per audio stream, then one for the text while the text runs, so that a seed means the
+    same on every engine. Where the choice is deterministic nothing is drawn.
+    """
 
-    def audio(self, logits: F32) -> I64:
-        """[K, audio_vocab] -> unshifted ids [K]."""
-        if self._options.deterministic:
-            return np.asarray(logits.argmax(-1), np.int64)
-        draws = self._rng.random(len(logits))
-        return np.array([self._draw(row, u) for row, u in zip(logits, draws, strict=True)], np.int64)
+    def __init__(self, rule: Sampling) -> None:
+        self.rule = rule
+        self._rng = np.random.default_rng(rule.seed)
+
+    def draws(self, streams: int) -> F64:
+        """One uniform number in [0, 1) per audio stream, [streams]; zeros where they are not needed."""
+        return np.zeros(streams) if self.rule.deterministic else self._rng.random(streams)
 
     def text(self, logits: F32, seen: Iterable[int] = ()) -> int:
         """[text_vocab] -> id. `seen` are the ids that the repetition penalty (arXiv 1909.05858) counts."""
-        if self._options.repetition_penalty != 1.0:
-            logits = _penalize(logits, seen, self._options.repetition_penalty)
-        if self._options.deterministic:
-            return int(logits.argmax())
-        return self._draw(logits, self._rng.random())
+        if self.rule.repetition_penalty != 1.0:
+            logits = _penalize(logits, seen, self.rule.repetition_penalty)
+        return choose(logits, 0.0 if self.rule.deterministic else self._rng.random(), self.rule)
 
-    def _draw(self, logits: F32, u: float) -> int:
-        ids = np.arange(len(logits))
-        if (k := self._options.top_k) and k < len(logits):
-            ids = np.sort(np.argpartition(logits, -k)[-k:])
-        scaled = logits[ids].astype(np.float64) / self._options.temperature
-        p = np.exp(scaled - scaled.max())
-        p /= p.sum()
-        if self._options.top_p < 1:
-            p = _nucleus(p, self._options.top_p)
-        edges = np.cumsum(p)
-        return int(ids[np.searchsorted(edges, u * edges[-1], side="right")])
+
+def choose(logits: F32, u: float, rule: Sampling) -> int:
+    """[V] -> id: the likeliest where `rule` is deterministic, else drawn with the uniform number `u` in [0, 1)."""
+    if rule.deterministic:
+        return int(logits.argmax())
+    ids = np.arange(len(logits))
+    if (k := rule.top_k) and k < len(logits):
+        ids = np.sort(np.argpartition(logits, -k)[-k:])
+    scaled = logits[ids].astype(np.float64) / rule.temperature
+    p = np.exp(scaled - scaled.max())
+    p /= p.sum()
+    if rule.top_p < 1:
+        p = _nucleus(p, rule.top_p)
+    edges = np.cumsum(p)
+    return int(ids[np.searchsorted(edges, u * edges[-1], side="right")])
+
+
+def choose_frame(logits: F32, draws: F64, rule: Sampling) -> I64:
+    """[K, V] -> ids int64 [K]: `choose` for each stream with its own number of `draws` [K]."""
+    if rule.deterministic:
+        return np.asarray(logits.argmax(-1), np.int64)
+    return np.array([choose(row, u, rule) for row, u in zip(logits, draws, strict=True)], np.int64)
 
 
 def _nucleus(p: F64, top_p: float) -> F64:

@@ -24,7 +24,7 @@ from . import audio as sound
 from . import prompts
 from .arrays import F32, I32, I64
 from .bundle import Bundle, is_bundle
-from .components import Components
+from .components import Components, Features, OpenOptions
 from .errors import AudioError, CheckpointError, UsageError
 from .generate import Forced, Frame, Options, Samples, Stop, StopReason, generate
 from .sampling import Sampling
@@ -109,15 +109,12 @@ class Session:
 
     @classmethod
     def _of_bundle(cls, bundle: Bundle, threads: int | None, device: str, engine: str | None) -> Session:
-        engines = sorted({c.engine for c in bundle.manifest.components.values()})
-        if engine and engines != [engine]:
-            raise UsageError(f"{bundle.path} runs on {', '.join(engines)}, not on {engine}; export for {engine} first")
         from . import runtimes
 
         with _loading:
             cache = _loaded.setdefault(bundle, {})
-            if (key := (threads, device)) not in cache:
-                cache[key] = runtimes.load(bundle, threads=threads, device=device)
+            if (key := (threads, device, engine)) not in cache:
+                cache[key] = runtimes.open_components(bundle, OpenOptions(threads, device), engine)
         tokenizer = bundle.manifest.tokenizer
         text = bundle.file(tokenizer.path).read_text(encoding="utf-8") if tokenizer else None
         return cls(cache[key], bundle.spec, text)
@@ -129,10 +126,10 @@ class Session:
         if not path.exists():
             raise CheckpointError(f"{path}: no such bundle or checkpoint directory")
         from .model import checkpoints
-        from .runtimes.torch import llm as torch_llm
+        from .runtimes.torch import components_of
 
         model = checkpoints.load(path)
-        return cls(torch_llm.load(model, device=device, threads=threads), model.spec, model.tokenizer_json)
+        return cls(components_of(model, OpenOptions(threads, device)), model.spec, model.tokenizer_json)
 
     def cancel(self) -> None:
         """Stops the running turn within one frame (barge-in). May be called from any thread."""
@@ -246,8 +243,9 @@ class _Answer:
 
     def run(self, prompt: prompts.Prompt, features: F32 | None, cancelled: Callable[[], bool]) -> Iterator[Event]:
         session = self.session
+        segments = () if features is None else (Features(prompt.feature_start, features),)
         events = generate(
-            session.components, session.spec, self.task, prompt, features, self.options, self.spans, cancelled
+            session.components, session.spec, self.task, prompt, segments, self.options, self.spans, cancelled
         )
         with closing(events):
             for event in events:

@@ -6,6 +6,8 @@ equal one offline decode whatever their sizes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .arrays import F32, I64
@@ -24,7 +26,7 @@ class AudioStream:
 
     def __init__(
         self,
-        codec: CodecDecoder,
+        codec: CodecDecoder[Any],
         spec: CodecSpec,
         spans: Spans,
         *,

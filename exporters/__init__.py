@@ -1,4 +1,15 @@
-"""Writers of bundle components, one module per format, imported only when asked for."""
+"""Writers of bundle components, one folder per format, imported only when asked for.
+
+What a format's folder offers (export.py and the gate ask for it by these names):
+
+    export(model, component, out, precision, **options) -> the component's manifest entry
+    altered(model, component, root) -> names of stored tensors that are not what quantizing the model's weights gives
+    as_exported(model, component, exact=...) -> a context in which the torch model computes as the export should;
+        `exact`: as it should in the engine's exact mode
+    rounds_inputs(component) -> whether kernels round their inputs, so that exact and normal mode differ
+    codec_as_exported(model, component) -> the codec's plan with the weights as stored, None for the original weights
+    schemes_of(component) -> tensor group -> Scheme
+"""
 
 from __future__ import annotations
 

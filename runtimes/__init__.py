@@ -1,67 +1,60 @@
-"""Engines that run a bundle's components. Nothing here loads an engine before it is asked for."""
+"""Engines that run a bundle's components, one folder each. Nothing here loads an engine before it is asked for.
+
+What an engine's folder offers (the gate and `open_components` ask for it by these names):
+
+    open_component(bundle, name, options) -> a component (edgeomni/components.py)
+    open_exact(bundle, name, options) -> the same component, computing with float activations where its kernels would
+        round them; None where the engine has no such mode
+    wrong_kernels(bundle, name) -> how many linear layers run on another kernel than the precision asks for; None
+        where the engine does not tell
+    version() -> the version of the engine's own library
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from edgeomni.bundle import Bundle
-from edgeomni.components import Components
-from edgeomni.errors import BundleError
-
-ENGINES: dict[str, dict[str, tuple[str, str]]] = {
-    "onnxruntime": {
-        "encoder": ("onnxruntime.encoder", "OrtEncoder"),
-        "llm": ("onnxruntime.llm", "OrtLanguageModel"),
-        "codec": ("onnxruntime.codec", "OrtCodec"),
-    }
-}
-"""Engine -> component -> (module, class). The class is called with (path, component, spec, sessions)."""
+from edgeomni.components import Components, OpenOptions
+from edgeomni.engines import Engine, engine_of, engines_for
+from edgeomni.errors import UsageError
 
 
-def load(bundle: Bundle, *, threads: int | None = None, device: str = "cpu") -> Components:
-    """Opens all three components, each with the engine that its manifest entry names.
+def runtime_of(engine: Engine) -> ModuleType:
+    """The folder of an engine, imported. Raises EngineError (with what to install) where its library is missing."""
+    return import_module(f".{engine.folder}", __name__)
 
-    `threads` per session (None: all cores). Raises BundleError for an engine that this version does not know and
-    EngineError for one that is not installed or cannot load its graphs.
+
+def chosen_engine(bundle: Bundle, name: str, wanted: str | None = None) -> Engine:
+    """The engine that runs component `name` of `bundle`: the one wanted, or the preferred one that can.
+
+    Raises UsageError where `wanted` is no engine, or none that runs the component's format; EngineError where no
+    engine does.
     """
-    sessions = _SessionsByEngine(threads, device)
-    encoder, llm, codec = (_open(bundle, name, sessions) for name in ("encoder", "llm", "codec"))
-    return Components(encoder, llm, codec)
-
-
-def load_component(
-    bundle: Bundle, name: str, *, threads: int | None = None, device: str = "cpu", exact: Collection[Path] = ()
-) -> Any:
-    """Opens one of encoder, llm, codec; graphs in `exact` round no activations. Raises as `load` does."""
-    return _open(bundle, name, _SessionsByEngine(threads, device, exact))
-
-
-def _open(bundle: Bundle, name: str, sessions: Callable[[str], Any]) -> Any:
     component = bundle.manifest.components[name]
-    adapters = ENGINES.get(component.engine, {})
-    if name not in adapters:
-        raise BundleError(
-            f"{bundle.path}: the {name} wants the engine {component.engine!r}, which this EdgeOmni does not have; "
-            f"known are {', '.join(ENGINES)}"
+    able = engines_for(component.format, name)
+    if wanted is None:
+        return able[0]
+    if (engine := engine_of(wanted)) not in able:
+        raise UsageError(
+            f"{bundle.path}: the {name} is {component.format}, which {wanted} does not run; engines that do: "
+            f"{', '.join(e.name for e in able)}. To use {wanted}, export the checkpoint to "
+            f"{' or '.join(engine.formats)}"
         )
-    module, cls = adapters[name]
-    adapter = getattr(import_module(f".{module}", __name__), cls)
-    return adapter(bundle.path, component, bundle.spec, sessions(component.engine))
+    return engine
 
 
-class _SessionsByEngine:
-    """One session factory per engine, made when the first component asks for it."""
+def open_components(bundle: Bundle, options: OpenOptions | None = None, engine: str | None = None) -> Components:
+    """Opens all three components, each on an engine that runs its format.
 
-    def __init__(self, threads: int | None, device: str, exact: Collection[Path] = ()) -> None:
-        self._threads, self._device, self._exact = threads, device, exact
-        self._made: dict[str, Any] = {}
-
-    def __call__(self, engine: str) -> Any:
-        if engine not in self._made:
-            from edgeomni.runtimes.onnxruntime.sessions import SessionFactory  # the only engine with sessions so far
-
-            self._made[engine] = SessionFactory(self._threads, self._device, exact=self._exact)
-        return self._made[engine]
+    `engine` insists on one engine for all of them. Raises UsageError and EngineError as `chosen_engine` does, and
+    EngineError for an engine that is not installed or cannot load its graphs.
+    """
+    options = options or OpenOptions()
+    # Components of one bundle may run on different engines, so each is opened on its own.
+    encoder, llm, codec = (
+        runtime_of(chosen_engine(bundle, name, engine)).open_component(bundle, name, options)
+        for name in ("encoder", "llm", "codec")
+    )
+    return Components(encoder, llm, codec)

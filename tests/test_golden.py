@@ -20,7 +20,7 @@ def golden_logits(model: Any, golden: Golden, task: str) -> np.ndarray:
     """Our logits of the golden prompt [rows, T, joint_vocab], text first."""
     ids = torch.from_numpy(golden[f"{task}_prompt_ids"])
     with torch.inference_mode():
-        features = None if task in ("TA", "TT") else model.adapter(torch.from_numpy(golden.features()))
+        features = [] if task in ("TA", "TT") else [(1, model.adapter(torch.from_numpy(golden.features())))]
         text, audio = model(ids, features)
     ours: np.ndarray = torch.cat([text, audio.flatten(2)], dim=-1).numpy()
     return ours

@@ -12,12 +12,13 @@ import torch
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from edgeomni.components import Features, OpenOptions
 from edgeomni.errors import AudioError, EngineError, SpecError
 from edgeomni.model import bodies, checkpoints, codecs, encoders
 from edgeomni.model.omni import OmniModel, fill, skeleton
 from edgeomni.model.presets import draw
 from edgeomni.model.tensors import shapes_of
-from edgeomni.runtimes.torch import llm as torch_llm
+from edgeomni.runtimes.torch import TorchLanguageModel, components_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -44,7 +45,7 @@ def test_embedding_is_the_mean_with_features_in_the_audio_streams(tiny_model: An
     ids = random_ids(tiny_model, 2, 9)
     features = torch.randn(4, tiny_model.spec.body.width)
     with torch.inference_mode():
-        got = tiny_model.embed(ids, features, feature_start=2)
+        got = tiny_model.embed(ids, [(2, features[:1]), (3, features[1:])])
         for row in range(2):
             for t in range(9):
                 vectors = [tiny_model.embedding.weight[i] for i in ids[row, :, t]]
@@ -52,7 +53,7 @@ def test_embedding_is_the_mean_with_features_in_the_audio_streams(tiny_model: An
                     vectors[:-1] = [features[t - 2]] * tiny_model.spec.layout.streams
                 assert torch.allclose(got[row, t], torch.stack(vectors).mean(0), atol=1e-6)
     with pytest.raises(ValueError, match="exceed"):
-        tiny_model.embed(ids, features, feature_start=7)
+        tiny_model.embed(ids, [(7, features)])
 
 
 def test_short_windows_use_the_first_positions(tiny_model: Any) -> None:
@@ -144,44 +145,44 @@ def test_biases_that_a_body_type_lacks(tiny_model: Any) -> None:
 def test_runtime_rows_equal_the_model(request: pytest.FixtureRequest, which: str) -> None:
     """Prefilled once, forked, stepped, one row dropped: the same as whole rows through the model."""
     model = request.getfixturevalue(which)
-    lm = torch_llm.TorchLanguageModel(model)
+    lm = TorchLanguageModel(model)
     ids, features = random_ids(model, 2, 12), torch.randn(4, model.spec.body.width)
     ids[1, :, :8] = ids[0, :, :8]
     with torch.inference_mode():
-        text, audio = model(ids, features)
+        text, audio = model(ids, [(1, features)])
     state, steps = lm.start(2, 12), ids.to(torch.int32).numpy()
-    lm.forward(steps[:1, :, :8], features.numpy(), state)
+    lm.forward(steps[:1, :, :8], [Features(1, features.numpy())], state)
     lm.fork(state)
-    hidden = lm.forward(steps[:, :, 8:11], None, state)
+    hidden = lm.forward(steps[:, :, 8:11], (), state)
     assert np.allclose(lm.text_logits(hidden, 1), text[1, 10], atol=1e-4)
     assert np.allclose(lm.audio_logits(hidden, 0), audio[0, 10], atol=1e-4)
     lm.drop(state, 1)
-    hidden = lm.forward(steps[:1, :, 11:], None, state)
+    hidden = lm.forward(steps[:1, :, 11:], (), state)
     assert np.allclose(lm.audio_logits(hidden, 0), audio[0, 11], atol=1e-4) and state.length == 12
     with pytest.raises(EngineError, match="exceed"):
-        lm.forward(steps[:1, :, 11:], None, state)
+        lm.forward(steps[:1, :, 11:], (), state)
 
 
 def test_runtime_refuses_rows_that_are_not_there(tiny_model: Any) -> None:
-    lm = torch_llm.TorchLanguageModel(tiny_model)
+    lm = TorchLanguageModel(tiny_model)
     state = lm.start(1, 4)
     with pytest.raises(EngineError, match="fork"):
         lm.fork(state)
     with pytest.raises(EngineError, match="dropped"):
         lm.drop(state, 0)
     with pytest.raises(EngineError, match="2 rows"):
-        lm.forward(np.zeros((2, 8, 1), np.int32), None, state)
+        lm.forward(np.zeros((2, 8, 1), np.int32), (), state)
 
 
 def test_components(tiny_model: Any) -> None:
-    components = torch_llm.load(tiny_model)
+    components = components_of(tiny_model)
     mel = np.random.default_rng(0).normal(size=(80, 20)).astype(np.float32)
     with torch.inference_mode():
         expected = tiny_model.encode(torch.from_numpy(mel)[None])[0]
     assert np.allclose(components.encoder.encode(mel), expected, atol=1e-5)
     if not torch.cuda.is_available():
         with pytest.raises(EngineError, match="CUDA"):
-            torch_llm.load(tiny_model, device="cuda")
+            components_of(tiny_model, OpenOptions(device="cuda"))
 
 
 def test_real_shape_has_the_published_sizes() -> None:

@@ -12,10 +12,9 @@ import torch
 
 from edgeomni.errors import EngineError, UsageError
 from edgeomni.exporters import load
-from edgeomni.exporters.onnx import reread
+from edgeomni.exporters.onnx import imitation, reread
 from edgeomni.gate.metrics import cosine
 from edgeomni.model.encoders import build_adapter
-from edgeomni.model.fake_quant import as_exported
 from edgeomni.quantize.policy import schemes_for
 from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
@@ -66,11 +65,11 @@ def test_reduced_export_is_close(tiny_model: Any, tmp_path: Path, flavour: str, 
 
 def test_int8_computes_what_the_stand_in_computes(tiny_model: Any, tmp_path: Path) -> None:
     """Stored weights and the kernel's activation quantization, imitated in torch, give the same features."""
-    encoder = exported(tiny_model, tmp_path, "int8")
+    component = load("onnx").export(tiny_model, "encoder", tmp_path, "int8")
+    encoder = OrtEncoder(tmp_path, component, tiny_model.spec, SessionFactory(1))
     mel = mel_of(tiny_model.spec, 400)
     before = reference(tiny_model, mel)
-    schemes = schemes_for("encoder", "int8")
-    with as_exported(tiny_model, "encoder", schemes, rounding=schemes):
+    with imitation.as_exported(tiny_model, component, exact=False):
         imitated = reference(tiny_model, mel)
     assert cosine(encoder.encode(mel), imitated) >= 0.99999
     np.testing.assert_array_equal(reference(tiny_model, mel), before)  # the model is as it was

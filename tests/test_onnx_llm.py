@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModel, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from edgeomni.bundle import Component
+from edgeomni.components import Features
 from edgeomni.errors import BundleError, EngineError
 from edgeomni.exporters import load
 from edgeomni.model import bodies
@@ -123,7 +124,7 @@ def random_features(model: OmniModel, count: int) -> np.ndarray:
 
 def torch_logits(model: OmniModel, ids: np.ndarray, features: np.ndarray | None = None) -> list[np.ndarray]:
     """Text [T, text_vocab] and audio [T, K, audio_vocab], all positions at once."""
-    given = None if features is None else torch.from_numpy(features)
+    given = () if features is None else [(1, torch.from_numpy(features))]
     with torch.no_grad():
         return [part[0].numpy() for part in model(torch.from_numpy(ids).long(), given)]
 
@@ -131,8 +132,9 @@ def torch_logits(model: OmniModel, ids: np.ndarray, features: np.ndarray | None 
 def walk(llm: OrtLanguageModel, ids: np.ndarray, features: np.ndarray | None, cuts: list[int]) -> list[tuple[Any, ...]]:
     """Prefill up to the first cut, then piece by piece: (position, text logits, audio logits) at the cuts."""
     state, out, start = llm.start(1, ids.shape[-1]), [], 0
+    given = [] if features is None else [Features(1, features)]
     for end in cuts:
-        hidden = llm.forward(ids[:, :, start:end], features if start == 0 else None, state)
+        hidden = llm.forward(ids[:, :, start:end], given if start == 0 else (), state)
         out.append((end - 1, llm.text_logits(hidden, 0), llm.audio_logits(hidden, 0)))
         start = end
     return out
@@ -203,13 +205,13 @@ def test_two_forked_rows_are_two_single_rows(flavour: str, precision: str, omni:
     prompt, first, second = random_ids(omni, 24), random_ids(omni, 6, 1), random_ids(omni, 6, 2)
     alone = [walk(llm, np.concatenate([prompt, tail], -1), None, [24, *range(25, 31)])[1:] for tail in (first, second)]
     state = llm.start(2, 40)
-    llm.forward(prompt, None, state)
+    llm.forward(prompt, (), state)
     llm.fork(state)
     for step in range(6):
         if step == 4:
             llm.drop(state, 1)
         rows = [first, second][: 2 if step < 4 else 1]
-        hidden = llm.forward(np.concatenate([r[:, :, step : step + 1] for r in rows]), None, state)
+        hidden = llm.forward(np.concatenate([r[:, :, step : step + 1] for r in rows]), (), state)
         for row in range(len(rows)):
             np.testing.assert_allclose(llm.text_logits(hidden, row), alone[row][step][1], atol=2e-5)
             np.testing.assert_allclose(llm.audio_logits(hidden, row), alone[row][step][2], atol=2e-5)
@@ -219,9 +221,9 @@ def test_two_rows_take_several_frames_at_once(omni: OmniModel, tmp_path: Path) -
     llm, _ = exported(omni, tmp_path, "fp32", "ort")
     tails = np.concatenate([random_ids(omni, 5, 1), random_ids(omni, 5, 2)])
     state = llm.start(2, 16)
-    llm.forward(random_ids(omni, 8), None, state)
+    llm.forward(random_ids(omni, 8), (), state)
     llm.fork(state)
-    hidden = llm.forward(tails, None, state)
+    hidden = llm.forward(tails, (), state)
     for row in (0, 1):
         whole = np.concatenate([random_ids(omni, 8), tails[row : row + 1]], -1)
         np.testing.assert_allclose(llm.text_logits(hidden, row), torch_logits(omni, whole)[0][-1], atol=1e-4)
@@ -243,13 +245,13 @@ def test_turns_side_by_side_and_reused_buffers_do_not_meet(flavour: str, omni: O
     a, b = random_ids(omni, 20, 1), random_ids(omni, 20, 2)
     one, two = llm.start(1, 20), llm.start(1, 20)
     for t in range(20):
-        hidden = [llm.forward(ids[:, :, t : t + 1], None, state) for ids, state in ((a, one), (b, two))]
+        hidden = [llm.forward(ids[:, :, t : t + 1], (), state) for ids, state in ((a, one), (b, two))]
     used = one.buffers
     del one, two
     gc.collect()
     third = llm.start(1, 12)
     assert third.buffers is used
-    hidden.append(llm.forward(a[:, :, :12], None, third))
+    hidden.append(llm.forward(a[:, :, :12], (), third))
     for ids, h in ((a, hidden[0]), (b, hidden[1]), (a[:, :, :12], hidden[2])):
         np.testing.assert_allclose(llm.text_logits(h, 0), torch_logits(omni, ids)[0][-1], atol=1e-4)
 
@@ -290,9 +292,9 @@ def llm(omni: OmniModel, tmp_path_factory: pytest.TempPathFactory) -> OrtLanguag
 
 def test_a_full_cache_is_refused(llm: OrtLanguageModel, omni: OmniModel) -> None:
     state = llm.start(1, 8)
-    llm.forward(random_ids(omni, 8), None, state)
+    llm.forward(random_ids(omni, 8), (), state)
     with pytest.raises(EngineError, match="8 frames"):
-        llm.forward(random_ids(omni, 1), None, state)
+        llm.forward(random_ids(omni, 1), (), state)
     with pytest.raises(EngineError, match=str(CONTEXT)):
         llm.start(1, CONTEXT + 1)
 
@@ -300,7 +302,7 @@ def test_a_full_cache_is_refused(llm: OrtLanguageModel, omni: OmniModel) -> None
 def test_rows_that_do_not_exist_are_refused(llm: OrtLanguageModel, omni: OmniModel) -> None:
     state = llm.start(1, 8)
     with pytest.raises(EngineError, match="1 row"):
-        llm.forward(np.concatenate([random_ids(omni, 1)] * 2), None, state)
+        llm.forward(np.concatenate([random_ids(omni, 1)] * 2), (), state)
     with pytest.raises(EngineError, match="cannot be forked"):
         llm.fork(state)
     with pytest.raises(EngineError, match="row 0 of 1"):
@@ -310,19 +312,19 @@ def test_rows_that_do_not_exist_are_refused(llm: OrtLanguageModel, omni: OmniMod
 def test_ids_and_features_that_do_not_fit_are_refused(llm: OrtLanguageModel, omni: OmniModel) -> None:
     ids = random_ids(omni, 4)
     with pytest.raises(EngineError, match="1 to 5 do not fit 4"):
-        llm.forward(ids, random_features(omni, 4), llm.start(1, 8))
+        llm.forward(ids, [Features(1, random_features(omni, 4))], llm.start(1, 8))
     ids[0, -1, 2] = omni.spec.layout.text_vocab
     with pytest.raises(EngineError, match=f"id {omni.spec.layout.text_vocab} "):
-        llm.forward(ids, None, llm.start(1, 8))
+        llm.forward(ids, (), llm.start(1, 8))
 
 
 def test_the_tts_adapter_speaks_for_row_0_only(tiny_model: OmniModel, tmp_path: Path) -> None:
     model, _ = make("qwen2 with TTS adapter", tiny_model)
     llm, _ = exported(model, tmp_path, "fp32", "ort")
     state = llm.start(2, 8)
-    llm.forward(random_ids(model, 3), None, state)
+    llm.forward(random_ids(model, 3), (), state)
     llm.fork(state)
-    hidden = llm.forward(np.concatenate([random_ids(model, 1)] * 2), None, state)
+    hidden = llm.forward(np.concatenate([random_ids(model, 1)] * 2), (), state)
     assert llm.text_logits(hidden, 1).shape == (model.spec.layout.text_vocab,)
     with pytest.raises(EngineError, match="row 1"):
         llm.audio_logits(hidden, 1)

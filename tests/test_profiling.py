@@ -41,7 +41,7 @@ def test_a_report_holds_every_stage_and_figure(fake_session: Session) -> None:
         "prefill",
         "frame",
         "frame.body",
-        "frame.heads",
+        "frame.text_head",
         "frame.sampling",
         "codec",
     ]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from edgeomni import AudioChunk, Bundle, Sampling, Session, TurnEnd
-from edgeomni.errors import BundleError, EngineError, UsageError
+from edgeomni.errors import EngineError, UsageError
 from edgeomni.export import export_bundle
 
 QUESTION = (0.2 * np.sin(np.arange(24000) * 0.05) * np.sin(np.arange(24000) * 0.0007)).astype(np.float32)
@@ -82,18 +82,20 @@ def test_a_short_window_gives_as_many_features(bundle: Bundle, monkeypatch: pyte
 
 def test_the_wrong_engine_or_device_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(UsageError, match="runs on onnxruntime, not on tensorrt"):
-        Session.open(bundle, engine="tensorrt")
+    with pytest.raises(UsageError, match="unknown engine 'steam'; known are onnxruntime, torch"):
+        Session.open(bundle, engine="steam")
+    with pytest.raises(UsageError, match="encoder is onnx, which torch does not run; engines that do: onnxruntime"):
+        Session.open(bundle, engine="torch")
     with pytest.raises(EngineError, match="CUDAExecutionProvider.*onnxruntime-gpu"):
         Session.open(bundle, device="cuda")
 
 
-def test_a_bundle_for_an_unknown_engine_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_in_an_unknown_format_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(bundle.path, copy)
     manifest = copy / "bundle.json"
-    manifest.write_text(manifest.read_text().replace('"engine": "onnxruntime"', '"engine": "npu9"', 1))
-    with pytest.raises(BundleError, match="npu9"):
+    manifest.write_text(manifest.read_text().replace('"format": "onnx"', '"format": "npu9"', 1))
+    with pytest.raises(EngineError, match="npu9"):
         Session.open(copy)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,73 +11,56 @@ import numpy as np
 
 from ..arrays import F32, I64
 from ..components import Components, Encoder, LanguageModel
-from ..quantize.schemes import Scheme
 from ..spec import OmniSpec
 from . import metrics, teacher_forcing
 from .judge import Part
 
 Decode = Callable[[Sequence[I64]], F32]
 Context = Callable[[], AbstractContextManager[None]]
-GROUPS_OF_GRAPH = {
-    "encoder": ("encoder.linear", "adapter.linear", "adapter.proj"),
-    "body": ("body.linear",),
-    "tts": ("tts.linear",),
-    "text_head": ("text_head",),
-    "audio_head": ("audio_head",),
-}
-"""Graph -> tensor groups whose schemes say which kernels its linear layers run on."""
-_OWN_FRAMES = 32
+OWN_FRAMES = 32
+"""Codec frames on which float32's own rounding is measured."""
 _ROUNDINGS_DB = 20
 """How much more another engine's order of operations may round than torch's does."""
 _STEP = 1e-3
 """Share of the logits' spread that one activation rounded the other way, right before a head, may turn."""
-_NEAR_TIE = 4 * _STEP
+NEAR_TIE = 4 * _STEP
 """Share of the logits' spread up to which a preference is a near-tie."""
-_LINEAR = ("MatMulNBits", "MatMul:constant", "DynamicQuantizeMatMul", "MatMulInteger", "DequantizeLinear")
-
-
-def wrong_kernels(schemes: Iterable[Scheme], ops: Mapping[str, int]) -> int:
-    """Linear layers of an optimised graph (operator -> count) that run on none of the integer kernels of `schemes`.
-
-    A kernel that should run and does not appear at all counts as one.
-    """
-    wanted = {
-        "DynamicQuantizeMatMul" if s.kind == "int8_dynamic" else f"MatMulNBits:bits={s.bits}:acc=4" for s in schemes
-    }
-    others = sum(count for op, count in ops.items() if op.startswith(_LINEAR) and op not in wanted)
-    return others + sum(not ops.get(op) for op in wanted)
 
 
 @dataclass(frozen=True)
 class TorchSide:
-    """torch, computing the fp32 original, or in one of its contexts what an export should compute.
+    """torch, computing the fp32 original, or within one of its contexts what an export should compute.
 
-    `encoder_stored`, `llm_stored`: holding the weights as stored; the encoder and the LLM's heads also round
-    activations as their kernels do. `llm_rounding`: all of the LLM does, which None says no kernel does.
-    `llm_shaken`, within it: inputs besides shaken by as much as float32 rounds. `decode` (codes per level -> wave
-    [S], offline) is the original codec, `decode_stored` the one with the weights as stored, `decode_double` the
-    original in float64.
+    `encoder_exported`, `llm_exported`: weights as stored, inputs rounded as the kernels round them. `llm_exact`: the
+    same as the engine's exact mode computes it (float inputs in the transformer blocks). `llm_shaken`: inputs moved by
+    as much as float32 rounds. `decode` (codes per level -> wave [S], offline) is the original codec, `decode_stored`
+    the one with the weights as stored, `decode_double` the original in float64.
     """
 
     encoder: Encoder
-    llm: LanguageModel
-    decode: Decode
-    encoder_stored: Context
-    llm_stored: Context
-    llm_rounding: Context | None
+    llm: LanguageModel[Any, Any]
+    encoder_exported: Context
+    llm_exported: Context
+    llm_exact: Context
     llm_shaken: Context
+    decode: Decode
     decode_stored: Decode
     decode_double: Decode
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Both sides of the comparison. `exact_llm`: the exported files, the body run with float activations."""
+    """Both sides of the comparison.
+
+    `exact_llm`: the exported LLM in the engine's exact mode; None where there is none, and then the exported LLM is
+    compared as it is. `llm_rounds`: its transformer blocks' kernels round their inputs.
+    """
 
     spec: OmniSpec
     torch: TorchSide
     exported: Components
-    exact_llm: LanguageModel
+    exact_llm: LanguageModel[Any, Any] | None
+    llm_rounds: bool
 
 
 @dataclass
@@ -90,21 +73,39 @@ class Measured:
     """What float32 can reach at all on this checkpoint, where that is less than usual."""
 
 
-def measure(sides: Sides, mels: Sequence[F32], out: Measured, progress: Callable[[str], None] = lambda _: None) -> None:
+@dataclass(frozen=True)
+class Outputs:
+    """What the exported components gave while they were measured: kept in the bundle for `verify --gate`.
+
+    `features` [F, D] of `mel` [n_mels, t]; `logits` of the first `turn`; `wave` [S] of `codes`.
+    """
+
+    mel: F32
+    features: F32
+    turn: teacher_forcing.Script
+    logits: teacher_forcing.Logits
+    codes: list[I64]
+    wave: F32
+
+
+def measure(
+    sides: Sides, mels: Sequence[F32], out: Measured, progress: Callable[[str], None] = lambda _: None
+) -> Outputs:
     """Compares encoder, LLM and codec in turn. `mels`: log-mel [n_mels, t] windows; the first feeds the LLM."""
     progress("gate: encoder")
-    features = _encoder(sides, mels, out)
+    reference, exported = _encoder(sides, mels, out)
     progress("gate: llm")
-    spoken = _llm(sides, features, out)
+    spoken, logits = _llm(sides, reference[0], out)
     progress("gate: codec")
-    _codec(sides, spoken, out)
+    codes, wave = _codec(sides, spoken, out)
+    return Outputs(mels[-1], exported[-1], spoken[0], logits, codes, wave)
 
 
-def _encoder(sides: Sides, mels: Sequence[F32], out: Measured) -> F32:
-    """Returns the reference's features of the first window."""
+def _encoder(sides: Sides, mels: Sequence[F32], out: Measured) -> tuple[list[F32], list[F32]]:
+    """Returns the reference's and the export's features of every window."""
     exported = teacher_forcing.encoded(sides.exported.encoder, mels)
     original = teacher_forcing.encoded(sides.torch.encoder, mels)
-    with sides.torch.encoder_stored():
+    with sides.torch.encoder_exported():
         reference = teacher_forcing.encoded(sides.torch.encoder, mels)
     faithful = [metrics.cosine(a, b) for a, b in zip(reference, exported, strict=True)]
     good = [metrics.cosine(a, b) for a, b in zip(original, exported, strict=True)]
@@ -112,32 +113,33 @@ def _encoder(sides: Sides, mels: Sequence[F32], out: Measured) -> F32:
     out.figures["quality"]["encoder.cosine"] = min(good)
     windows = {str(mel.shape[1]): [f, g] for mel, f, g in zip(mels, faithful, good, strict=True)}
     out.details["encoder"] = {"cosine by window (fidelity, quality)": windows}
-    return reference[0]
+    return reference, exported
 
 
-def _llm(sides: Sides, features: F32, out: Measured) -> list[teacher_forcing.Script]:
-    """Returns the turns that the reference spoke."""
+def _llm(sides: Sides, features: F32, out: Measured) -> tuple[list[teacher_forcing.Script], teacher_forcing.Logits]:
+    """Returns the turns that the reference spoke, and the export's logits of the first."""
     spec, torch = sides.spec, sides.torch
-    with torch.llm_stored():
+    with torch.llm_exact() if sides.exact_llm else torch.llm_exported():
         turns = [teacher_forcing.speak(torch.llm, spec, script) for script in teacher_forcing.scripts(spec, features)]
     spoken = [script for script, _ in turns]
-    exact = [teacher_forcing.follow(sides.exact_llm, spec, script) for script in spoken]
+    exact = [teacher_forcing.follow(sides.exact_llm or sides.exported.llm, spec, script) for script in spoken]
     _faithful(teacher_forcing.joined([logits for _, logits in turns]), teacher_forcing.joined(exact), out)
     del turns, exact
     exported = [teacher_forcing.follow(sides.exported.llm, spec, script) for script in spoken]
-    _kernels(sides, spoken[0], exported[0], out)
+    if sides.llm_rounds:
+        _kernels(sides, spoken[0], exported[0], out)
     original = [teacher_forcing.follow(torch.llm, spec, script) for script in spoken]
     _good(teacher_forcing.joined(original), teacher_forcing.joined(exported), out)
-    return spoken
+    return spoken, exported[0]
 
 
 def _faithful(reference: teacher_forcing.Logits, exact: teacher_forcing.Logits, out: Measured) -> None:
-    """Same stored weights, float activations: what is left is float32's own rounding, and the heads' to 8 bits."""
+    """With the same stored weights and float inputs, only float32's own rounding and the heads' 8 bits are left."""
     heads = {}
     for name, a in reference.heads().items():
-        b, spread = exact.heads()[name], _spread(a)
-        top1, ties = metrics.decided_top1(a, b, _NEAR_TIE * spread)
-        heads[name] = {"top1": top1, "near_ties": ties, "error": metrics.rms(a, b) / spread}
+        b, width = exact.heads()[name], spread(a)
+        top1, ties = metrics.decided_top1(a, b, NEAR_TIE * width)
+        heads[name] = {"top1": top1, "near_ties": ties, "error": metrics.rms(a, b) / width}
     fidelity = out.figures["fidelity"]
     fidelity["llm.top1"] = min(h["top1"] for h in heads.values())
     fidelity["llm.near_ties"] = max(h["near_ties"] for h in heads.values())
@@ -146,21 +148,20 @@ def _faithful(reference: teacher_forcing.Logits, exact: teacher_forcing.Logits, 
 
 
 def _kernels(sides: Sides, script: teacher_forcing.Script, exported: teacher_forcing.Logits, out: Measured) -> None:
-    """Activations rounded to 8 bits: a chaotic model turns the last bit of a float into other roundings downstream.
+    """The kernels that round their inputs to 8 bits, against torch that rounds its inputs in the same way.
 
-    So the error is judged in units of what float32's rounding alone does to the reference, which an honest export
-    has about one of.
+    A difference in the last bit of a float can push a value to the next of the 256 steps, and later layers enlarge
+    that. So the error is told in units of the error that float32's own rounding causes in the reference: an honest
+    export has about one such unit.
     """
     spec, torch = sides.spec, sides.torch
-    if torch.llm_rounding is None:
-        return
-    with torch.llm_rounding():
+    with torch.llm_exported():
         reference = teacher_forcing.follow(torch.llm, spec, script)
         with torch.llm_shaken():
             shaken = teacher_forcing.follow(torch.llm, spec, script)
     excess = []
     for name, a in reference.heads().items():
-        error, noise = (metrics.rms(a, side.heads()[name]) / _spread(a) for side in (exported, shaken))
+        error, noise = (metrics.rms(a, side.heads()[name]) / spread(a) for side in (exported, shaken))
         excess.append(error / max(noise, _STEP))
         out.details["llm"]["heads"][name] |= {
             "rounded_error": error,
@@ -170,7 +171,8 @@ def _kernels(sides: Sides, script: teacher_forcing.Script, exported: teacher_for
     out.figures["fidelity"]["llm.excess"] = max(excess)
 
 
-def _spread(logits: F32) -> float:
+def spread(logits: F32) -> float:
+    """Standard deviation of logits, the unit in which differences between them are told; 1 where all are equal."""
     return float(logits.std(dtype=np.float64)) or 1.0
 
 
@@ -185,24 +187,25 @@ def _good(original: teacher_forcing.Logits, exported: teacher_forcing.Logits, ou
         out.details["llm"]["heads"][name]["quality"] = figures
 
 
-def _codec(sides: Sides, spoken: Sequence[teacher_forcing.Script], out: Measured) -> None:
+def _codec(sides: Sides, spoken: Sequence[teacher_forcing.Script], out: Measured) -> tuple[list[I64], F32]:
+    """Returns the codes of an answer's beginning, and the export's wave of them."""
     codec = sides.spec.codec
     codes = teacher_forcing.emitted_codes(sides.spec, spoken)
     original, reference = sides.torch.decode(codes), sides.torch.decode_stored(codes)
     exported = teacher_forcing.decoded(sides.exported.codec, codec, codes)
     out.figures["fidelity"]["codec.si_sdr"] = metrics.si_sdr(reference, exported)
     out.figures["quality"]["codec.log_mel"] = metrics.log_mel_distance(original, exported, codec.sample_rate)
-    own = _own_rounding(sides, codes)
+    start = [c[: OWN_FRAMES * n] for c, n in zip(codes, codec.ids_per_level, strict=True)]
+    own = _own_rounding(sides, start)
     out.within_reach["codec.si_sdr"] = own - _ROUNDINGS_DB
     out.details["codec"] = {"frames": len(codes[0]) // codec.ids_per_level[0], "torch against float64, dB": own}
+    return start, teacher_forcing.decoded(sides.exported.codec, codec, start)
 
 
 def _own_rounding(sides: Sides, codes: Sequence[I64]) -> float:
     """SI-SDR in dB of torch's own float32 decode against float64, on the answer's beginning.
 
-    Well over 100 for a trained codec. One that amplifies rounding (random weights drive thousands into its sines)
+    Well over 100 for a trained codec. A codec that amplifies rounding (random weights drive thousands into its sines)
     may be far below, and then no other order of additions can come closer to it than that.
     """
-    per_level = sides.spec.codec.ids_per_level
-    start = [c[: _OWN_FRAMES * n] for c, n in zip(codes, per_level, strict=True)]
-    return metrics.si_sdr(sides.torch.decode_double(start), sides.torch.decode(start))
+    return metrics.si_sdr(sides.torch.decode_double(codes), sides.torch.decode(codes))

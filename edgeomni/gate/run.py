@@ -1,75 +1,75 @@
-"""A staged bundle against the checkpoint it was made of: what the gate judges."""
+"""Judges a staged bundle against the checkpoint that it was made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+from .. import exporters, runtimes
 from ..arrays import F32
 from ..audio import log_mel
-from ..bundle import Bundle, Component, sha256
-from ..quantize.schemes import parse
+from ..bundle import Bundle, Component, describe_files, sha256
+from ..components import Components, OpenOptions
 from ..spec import OmniSpec
-from . import figures, teacher_forcing
-from .judge import GateOptions, Report, judge
+from . import figures, reference, teacher_forcing
+from .judge import GateOptions, Graded, Report, judge
 
 if TYPE_CHECKING:
-    from ..components import Components, LanguageModel
     from ..model.omni import OmniModel
 
 Say = Callable[[str], None]
 _PROBE_SHARE = 0.4
 """Part of the encoder's window that the synthetic probe fills; the rest is padding, as with most questions."""
 _SMALL = 20_000_000
-"""Parameters up to which torch computes with one thread."""
+"""Parameters up to which torch computes with one thread: more would only wait for each other."""
 
 
 def judged(model: OmniModel, bundle: Bundle, options: GateOptions, threads: int | None, progress: Say) -> Report:
-    """Measures the staged bundle against `model`. Files that are wrong as they lie there are not run any more."""
+    """Measures the staged bundle against `model`, and records its outputs in it for `verify --gate`.
+
+    Where stored files are not what the exporter should have written, nothing is run any more: the report then holds
+    that alone.
+    """
     from ..model.fake_quant import computing_with
-
-    parts = bundle.manifest.components
-    trained = bundle.manifest.provenance.get("weights") != "random"
-    precisions = {name: c.precision for name, c in parts.items()}
-
-    def verdict(measured: figures.Measured) -> Report:
-        return judge(
-            measured.figures,
-            precisions,
-            trained=trained,
-            options=options,
-            details=measured.details,
-            within_reach=measured.within_reach,
-        )
 
     progress("re-read weights")
     measured = _reread(model, bundle)
-    report = verdict(measured)
+    report = _verdict(bundle, measured, options, complete=False)
     if report.missed and options.enforce:
         return report
-    exported, exact = _running(bundle, threads)
-    sides = figures.Sides(model.spec, _torch_side(model, bundle), exported, exact)
-    with computing_with(threads or (1 if _is_small(model) else None)):
-        figures.measure(sides, _windows(model.spec, options), measured, progress)
-    for opened in (exported.llm, exported.codec, exact):
-        opened.close()
-    return verdict(measured)
+    small = sum(int(p.numel()) for p in model.parameters()) < _SMALL
+    with _sides(model, bundle, OpenOptions(threads)) as sides, computing_with(threads or (1 if small else None)):
+        outputs = figures.measure(sides, _windows(model.spec, options), measured, progress)
+    path = reference.write(outputs, measured, bundle.path / reference.FILE)
+    bundle.manifest.reference = describe_files(bundle.path, [path])[0]
+    expected = ["llm.excess"] if sides.llm_rounds else []
+    return _verdict(bundle, measured, options, expected=expected)
 
 
-def _is_small(model: OmniModel) -> bool:
-    """More threads would only wait for each other, and on a busy machine for long."""
-    return sum(int(p.numel()) for p in model.parameters()) < _SMALL
+def replayed(bundle: Bundle, components: Components) -> Report:
+    """`reference.replay`, with the versions of the engines that ran it now and when the bundle was judged."""
+    report = reference.replay(bundle, components)
+    versions = {"then": bundle.manifest.gate.get("engines", {}), "now": versions_of(bundle)}
+    return Report(report.figures, {**report.details, "engines": versions})
 
 
-def _running(bundle: Bundle, threads: int | None) -> tuple[Components, LanguageModel]:
-    """The staged bundle as a device runs it, and its LLM with float activations in the body."""
-    from .. import runtimes
+def versions_of(bundle: Bundle) -> dict[str, str]:
+    """Engine -> version of its library, for the engines that run this bundle here."""
+    engines = {e.name: e for e in (runtimes.chosen_engine(bundle, name) for name in bundle.manifest.components)}
+    return {name: runtimes.runtime_of(engine).version() for name, engine in engines.items()}
 
-    graphs = bundle.manifest.components["llm"].graphs
-    exact = [bundle.path / graphs[role]["path"] for role in ("body", "tts") if role in graphs]
-    llm: LanguageModel = runtimes.load_component(bundle, "llm", threads=threads, exact=exact)
-    return runtimes.load(bundle, threads=threads), llm
+
+def _verdict(bundle: Bundle, measured: figures.Measured, options: GateOptions, **how: Any) -> Report:
+    return judge(
+        measured.figures,
+        {name: Graded.of(c) for name, c in bundle.manifest.components.items()},
+        trained=bundle.manifest.provenance.get("weights") != "random",
+        options=options,
+        details=measured.details,
+        within_reach=measured.within_reach,
+        **how,
+    )
 
 
 def _reread(model: OmniModel, bundle: Bundle) -> figures.Measured:
@@ -77,78 +77,79 @@ def _reread(model: OmniModel, bundle: Bundle) -> figures.Measured:
     out = figures.Measured()
     fidelity, altered = out.figures["fidelity"], list[str]()
     for name, component in bundle.manifest.components.items():
-        wrong = _altered(model, component, bundle.path)
+        wrong = _altered(model, component, bundle)
         altered += [f"{name}/{tensor}" for tensor in wrong]
         fidelity[f"{name}.altered"] = len(wrong)
-        if name != "codec" and component.meta.get("flavour") == "ort":
-            fidelity[f"{name}.wrong_kernels"] = _wrong_kernels(component, bundle.path)
+        kernels = runtimes.runtime_of(runtimes.chosen_engine(bundle, name)).wrong_kernels(bundle, name)
+        if kernels is not None:
+            fidelity[f"{name}.wrong_kernels"] = kernels
     out.details["altered"] = altered
     return out
 
 
+def _altered(model: OmniModel, component: Component, bundle: Bundle) -> list[str]:
+    """Files that are not what the exporter wrote; else stored tensors that are not what the checkpoint gives."""
+    files = [entry.path for entry in component.files if sha256(bundle.file(entry.path)) != entry.sha256]
+    return files or list(exporters.load(component.format).altered(model, component, bundle.path))
+
+
+@contextmanager
+def _sides(model: OmniModel, bundle: Bundle, options: OpenOptions) -> Iterator[figures.Sides]:
+    """The staged bundle as a device runs it beside torch, both closed afterwards."""
+    llm = bundle.manifest.components["llm"]
+    exact = runtimes.runtime_of(runtimes.chosen_engine(bundle, "llm")).open_exact(bundle, "llm", options)
+    exported = runtimes.open_components(bundle, options)
+    rounds = exporters.load(llm.format).rounds_inputs(llm)
+    try:
+        yield figures.Sides(model.spec, _torch_side(model, bundle), exported, exact, rounds)
+    finally:
+        for opened in (exported.llm, exported.codec, exact):
+            if opened is not None:
+                opened.close()
+
+
 def _torch_side(model: OmniModel, bundle: Bundle) -> figures.TorchSide:
     from ..model import fake_quant
-    from ..runtimes.torch.llm import TorchEncoder, TorchLanguageModel
+    from ..runtimes.torch import TorchEncoder, TorchLanguageModel
 
     parts = bundle.manifest.components
-    schemes = {name: {group: parse(text) for group, text in c.scheme.items()} for name, c in parts.items()}
-    fused = {name: c.meta.get("flavour") == "ort" for name, c in parts.items()}
-    decode = fake_quant.offline_codec(model)
 
-    def stored(name: str, groups: Collection[str]) -> figures.Context:
-        rounding = groups if fused[name] else ()
-        return lambda: fake_quant.as_exported(model, name, schemes[name], rounding=rounding)
+    def exported(name: str, *, exact: bool = False) -> figures.Context:
+        component = parts[name]
+        return lambda: exporters.load(component.format).as_exported(model, component, exact=exact)
 
-    rounds = fused["llm"] and any(s.blocked for s in schemes["llm"].values())
+    schemes = exporters.load(parts["llm"].format).schemes_of(parts["llm"])
     return figures.TorchSide(
-        TorchEncoder(model),
-        TorchLanguageModel(model),
-        decode,
-        encoder_stored=stored("encoder", schemes["encoder"]),
-        llm_stored=stored("llm", ("text_head", "audio_head")),
-        llm_rounding=stored("llm", schemes["llm"]) if rounds else None,
-        llm_shaken=lambda: fake_quant.jittered(model, "llm", schemes["llm"]),
-        decode_stored=decode if schemes["codec"]["codec"].kind == "fp32" else _halved_decode(model),
+        encoder=TorchEncoder(model),
+        llm=TorchLanguageModel(model),
+        encoder_exported=exported("encoder"),
+        llm_exported=exported("llm"),
+        llm_exact=exported("llm", exact=True),
+        llm_shaken=lambda: fake_quant.jittered(model, "llm", schemes),
+        decode=fake_quant.offline_codec(model),
+        decode_stored=_stored_decode(model, parts["codec"]),
         decode_double=fake_quant.double_codec(model),
     )
 
 
-def _halved_decode(model: OmniModel) -> figures.Decode:
-    """torch's codec holding weights rounded to half, the whole answer in one push."""
-    from ..model.codec_reader import halved, read_plan
-    from ..runtimes.torch.codec import TorchCodec
+def _stored_decode(model: OmniModel, codec: Component) -> figures.Decode:
+    """torch's codec holding its weights as the export stores them, the whole answer in one push."""
+    from ..model.fake_quant import offline_codec
+    from ..runtimes.torch import TorchCodec
 
-    codec = TorchCodec(model, halved(read_plan(model.codec, model.spec.codec)))
-    return lambda codes: codec.decode(codes, codec.open(), True)
-
-
-def _altered(model: OmniModel, component: Component, root: Path) -> list[str]:
-    """Stored tensors that are not what the checkpoint gives, and files that are not what the exporter wrote."""
-    from ..exporters.onnx import reread
-
-    files = [entry.path for entry in component.files if sha256(root / entry.path) != entry.sha256]
-    return files or reread.altered(model, component, root)
-
-
-def _wrong_kernels(component: Component, root: Path) -> int:
-    from ..runtimes.onnxruntime.sessions import optimized_ops
-
-    wrong = 0
-    for role, graph in component.graphs.items():
-        groups = [g for g in figures.GROUPS_OF_GRAPH[role] if g in component.scheme]
-        schemes = [parse(component.scheme[g]) for g in groups]
-        if any(s.kind not in ("fp32", "fp16") for s in schemes):
-            wrong += figures.wrong_kernels(schemes, optimized_ops(root / graph["path"]))
-    return wrong
+    plan = exporters.load(codec.format).codec_as_exported(model, codec)
+    if plan is None:
+        return offline_codec(model)
+    decoder = TorchCodec(model, plan)
+    return lambda codes: decoder.decode(codes, decoder.open(), True)
 
 
 def _windows(spec: OmniSpec, options: GateOptions) -> list[F32]:
     """Log-mel windows: the full one and a third of it, of the recordings given or of a synthetic probe."""
     full = 2 * spec.encoder.context
     window = full * spec.front_end.hop
-    sounds = options.speech or [
-        teacher_forcing.probe(spec.front_end, _PROBE_SHARE * window / spec.front_end.sample_rate, 0)
-    ]
+    seconds = _PROBE_SHARE * window / spec.front_end.sample_rate
+    sounds = options.speech or [teacher_forcing.probe(spec.front_end, seconds, 0)]
     short = max(2, full // 6 * 2)
     windows = [log_mel(sound[:window], spec.front_end, full) for sound in sounds]
     return [*windows, log_mel(sounds[0][: short * spec.front_end.hop], spec.front_end, short)]

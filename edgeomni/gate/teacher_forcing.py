@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ..arrays import F32, I32, I64
-from ..components import CodecDecoder, Encoder, LanguageModel
+from ..components import CodecDecoder, Encoder, Features, LanguageModel
+from ..generate import next_ids, prefill
 from ..prompts import build
-from ..sampling import Sampler, Sampling
+from ..sampling import Sampler, Sampling, choose_frame
 from ..spec import TASKS, CodecSpec, FrontEndSpec, OmniSpec
-from ..tokens import audio_constant, frames_to_codes, shift_audio, undelay
+from ..tokens import frames_to_codes, undelay
 
 _FRAMES, _FEATURES = 68, 80
 _POSITIONS = 200
 """Positions compared per head, at least: below that 99.5 % would mean "all"."""
-_CREATIVE = {"temperature": 1.0, "top_k": 50}
 _PUSHES = (1, 3, 2, 4)
 """Codec frames per push beyond the first, in turn."""
 
@@ -83,35 +84,37 @@ def scripts(spec: OmniSpec, features: F32) -> list[Script]:
     return [Script(features[i * length : (i + 1) * length], frames, seed=i) for i in range(turns)]
 
 
-def speak(llm: LanguageModel, spec: OmniSpec, script: Script) -> tuple[Script, Logits]:
+def speak(llm: LanguageModel[Any, Any], spec: OmniSpec, script: Script) -> tuple[Script, Logits]:
     """Lets `llm` answer with seeded sampling; returns the script with its ids, and the logits."""
-    sampler = Sampler(Sampling(seed=script.seed, **_CREATIVE))  # type: ignore[arg-type]
+    sampler = Sampler(Sampling(temperature=1.0, top_k=50, seed=script.seed))
     ids: list[I32] = []
 
     def choose(_: int, text: F32, audio: F32) -> I32:
-        ids.append(np.array([*sampler.audio(audio), sampler.text(text)], np.int32))
+        spoken = choose_frame(audio, sampler.draws(len(audio)), sampler.rule)
+        ids.append(np.array([*spoken, sampler.text(text)], np.int32))
         return ids[-1]
 
     logits = _walk(llm, spec, script, choose)
     return Script(script.features, script.frames, script.seed, tuple(ids)), logits
 
 
-def follow(llm: LanguageModel, spec: OmniSpec, script: Script) -> Logits:
+def follow(llm: LanguageModel[Any, Any], spec: OmniSpec, script: Script) -> Logits:
     """Feeds `llm` a spoken script's ids and returns its own logits."""
     return _walk(llm, spec, script, lambda i, text, audio: script.ids[i])
 
 
-def _walk(llm: LanguageModel, spec: OmniSpec, script: Script, choose: Callable[[int, F32, F32], I32]) -> Logits:
+def _walk(
+    llm: LanguageModel[Any, Any], spec: OmniSpec, script: Script, choose: Callable[[int, F32, F32], I32]
+) -> Logits:
     """A two-row turn whose second row is dropped half way."""
     prompt = build(replace(spec, tasks=TASKS), "aa", features=len(script.features), two_row=True)
     state = llm.start(2, prompt.length + script.frames)
-    llm.forward(prompt.ids[:1, :, :-1], script.features, state, prompt.feature_start)
-    llm.fork(state)
-    hidden = llm.forward(prompt.ids[:, :, -1:], None, state)
+    hidden = prefill(llm, prompt.ids, [Features(prompt.feature_start, script.features)], state)
     rows, text, audio = 2, list[F32](), list[F32]()
     for i in range(script.frames):
-        text += [_copied(llm.text_logits(hidden, row)) for row in range(rows)]
-        heard = [_copied(llm.audio_logits(hidden, row)) for row in range(1 if spec.tts_layers else rows)]
+        text += [llm.text_logits(hidden, row) for row in range(rows)]
+        given = script.ids[i][:-1].astype(np.int64) if script.ids else None
+        heard = [llm.audio_logits(hidden, row, given) for row in range(1 if spec.tts_layers else rows)]
         audio += heard
         ids = choose(i, text[-1], heard[0])
         if i + 1 == script.frames:
@@ -119,20 +122,8 @@ def _walk(llm: LanguageModel, spec: OmniSpec, script: Script, choose: Callable[[
         if i == script.frames // 2:
             llm.drop(state, 1)
             rows = 1
-        hidden = llm.forward(_next(spec, ids, rows), None, state)
+        hidden = llm.forward(next_ids(spec.layout, ids[:-1].astype(np.int64), int(ids[-1]), rows), (), state)
     return Logits(np.stack(text), np.stack(audio))
-
-
-def _copied(logits: F32) -> F32:
-    """An engine may reuse its buffers."""
-    return np.array(logits, np.float32)
-
-
-def _next(spec: OmniSpec, ids: I32, rows: int) -> I32:
-    """Input ids [rows, K+1, 1] of the next frame: row 0 is fed its audio, row 1 pad_a."""
-    spoken = np.append(shift_audio(spec.layout, ids[:-1]), ids[-1])
-    silent = np.append(audio_constant(spec.layout, spec.layout.pad_a)[:, 0], ids[-1])
-    return np.stack([spoken, silent][:rows]).astype(np.int32)[:, :, None]
 
 
 def joined(parts: Sequence[Logits]) -> Logits:
@@ -150,7 +141,7 @@ def emitted_codes(spec: OmniSpec, spoken: Sequence[Script]) -> list[I64]:
     return frames_to_codes(np.where(frames < spec.codec.codebook_size, frames, spare), spec.codec)
 
 
-def decoded(codec: CodecDecoder, spec: CodecSpec, codes: Sequence[I64]) -> F32:
+def decoded(codec: CodecDecoder[Any], spec: CodecSpec, codes: Sequence[I64]) -> F32:
     """Codes per level -> wave [S], pushed through the codec in chunks of changing size, as an answer would be."""
     frames, step = len(codes[0]) // spec.ids_per_level[0], codec.push_multiple
     state, at, parts = codec.open(), 0, list[F32]()

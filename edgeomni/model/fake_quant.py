@@ -1,13 +1,13 @@
-"""The torch model holding what an export stores, and computing as its kernels do: the gate's reference.
+"""An OmniModel that computes, for a while, with the weights that an export stores and the inputs that its kernels see.
 
-Weights become quantize-then-dequantize of themselves. Kernels that quantize activations are imitated in front of
-each linear layer: MatMulNBits at accuracy level 4 (int8, symmetric, one scale per `block` inputs of a position) and
-DynamicQuantizeMatMul (uint8 with zero point, one scale per tensor, as ONNX DynamicQuantizeLinear).
+Weights become quantize-then-dequantize of themselves; a function of the caller's choosing changes what goes into each
+linear layer. What a particular format's kernels do to those inputs is told by that format's folder in exporters/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,49 +23,28 @@ if TYPE_CHECKING:
     from .omni import OmniModel
 
 PREFIXES = {"encoder": ("encoder.", "adapter."), "llm": ("body.", "tts.", "embedding.", "text_head.", "audio_head.")}
-_ROUNDING = 1e-6
+"""Component -> prefixes of its parameters' names."""
+FLOAT32_ROUNDING = 1e-6
 """Relative difference of a linear layer's inputs between two correct float32 implementations."""
 _HEADS = {"text_logits": "text_head", "audio_logits": "audio_head"}
+Change = Callable[[Tensor, Scheme], Tensor]
+Decode = Callable[[Sequence[I64]], F32]
 
 
 @contextmanager
-def as_exported(
-    model: OmniModel, component: str, schemes: Mapping[str, Scheme], *, rounding: Collection[str]
-) -> Iterator[None]:
-    """Within the context `model`'s encoder or llm computes what its export should; afterwards all is as before.
-
-    In the tensor groups in `rounding` the kernels' activation quantization is imitated.
-    """
+def holding_stored_weights(model: OmniModel, component: str, schemes: Mapping[str, Scheme]) -> Iterator[None]:
+    """Within the context the "encoder" or "llm" of `model` holds what quantizing by `schemes` leaves of its weights."""
     with ExitStack() as undo, torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith(PREFIXES[component]):
                 undo.callback(setattr, parameter, "data", parameter.data)
                 parameter.data = _stored_parameter(model, name, parameter.data, schemes)
-        rounded = {group: scheme for group, scheme in schemes.items() if group in rounding}
-        undo.enter_context(_changed_inputs(model, component, rounded, _kernel_input))
         yield
 
 
 @contextmanager
-def jittered(model: OmniModel, component: str, schemes: Mapping[str, Scheme]) -> Iterator[None]:
-    """Within the context the inputs of every linear layer are shaken, to show how far that alone reaches.
-
-    They are multiplied by 1 + 1e-6 * N(0, 1): as much as two correct float32 implementations differ.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def shake(x: Tensor, _: Scheme) -> Tensor:
-        return x * (1 + _ROUNDING * torch.randn(x.shape, generator=generator)).to(x)
-
-    with _changed_inputs(model, component, schemes, shake):
-        yield
-
-
-@contextmanager
-def _changed_inputs(
-    model: OmniModel, component: str, schemes: Mapping[str, Scheme], change: Callable[[Tensor, Scheme], Tensor]
-) -> Iterator[None]:
-    """Puts change(input, scheme) in front of every linear layer and head that has a scheme."""
+def changed_inputs(model: OmniModel, component: str, schemes: Mapping[str, Scheme], change: Change) -> Iterator[None]:
+    """Within the context `change(input, scheme)` stands before every linear layer and head that has a scheme."""
     with ExitStack() as undo:
         for name, module in model.named_modules():
             scheme = scheme_of(f"{name}.weight", schemes)
@@ -81,6 +60,72 @@ def _changed_inputs(
             undo.callback(_restore, model, method, vars(model).get(method))
             setattr(model, method, lambda h, inner=inner, scheme=scheme: inner(change(h, scheme)))
         yield
+
+
+@contextmanager
+def jittered(model: OmniModel, component: str, schemes: Mapping[str, Scheme]) -> Iterator[None]:
+    """Within the context the inputs of every linear layer are multiplied by 1 + 1e-6 * N(0, 1).
+
+    That is as much as two correct float32 implementations differ, so that the effect shows what rounding alone does.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def shake(x: Tensor, _: Scheme) -> Tensor:
+        return x * (1 + FLOAT32_ROUNDING * torch.randn(x.shape, generator=generator)).to(x)
+
+    with changed_inputs(model, component, schemes, shake):
+        yield
+
+
+def stored(weight: Tensor, scheme: Scheme) -> Tensor:
+    """What is left of a weight [n, k] after storing it: same shape, dtype and device; the weight itself at fp32."""
+    if scheme.kind == "fp32":
+        return weight
+    kept = torch.from_numpy(dequantize(quantize(weight.detach().float().cpu().numpy(), scheme)))
+    return kept.to(weight.device, weight.dtype)
+
+
+def offline_codec(model: OmniModel) -> Decode:
+    """The checkpoint's own decoder: codes per level, [n * ids_per_level] -> wave [S], all at once, noise off."""
+
+    def decode(codes: Sequence[I64]) -> F32:
+        with torch.no_grad():
+            wave = model.decode_codes([torch.from_numpy(c)[None].to(model.device) for c in codes])
+        return np.asarray(wave.cpu().numpy())
+
+    return decode
+
+
+def double_codec(model: OmniModel) -> Decode:
+    """The checkpoint's own decoder in float64, on a copy: the wave [S] is float64.
+
+    transformers' MimiEuclideanCodebook keeps its table in a cache (`_embed`) that `.double()` does not reach, so the
+    copy's caches are emptied.
+    """
+    twin = copy.copy(model)
+    twin._modules = {**model._modules, "codec": copy.deepcopy(model.codec).double()}
+    for module in twin.codec.modules():
+        if getattr(module, "_embed", None) is not None:
+            module._embed = None
+    decode = offline_codec(twin)
+
+    def checked(codes: Sequence[I64]) -> F32:
+        wave = decode(codes)
+        assert wave.dtype == np.float64, "the float64 yardstick must not be computed in float32"
+        return wave
+
+    return checked
+
+
+@contextmanager
+def computing_with(threads: int | None) -> Iterator[None]:
+    """Within the context torch computes with that many threads (None: as it is)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _restore(model: OmniModel, method: str, shadow: Callable[..., Tensor] | None) -> None:
@@ -100,72 +145,3 @@ def _stored_parameter(model: OmniModel, name: str, weight: Tensor, schemes: Mapp
         kept = [stored(rows, schemes[group]) for rows, group in zip(parts, groups, strict=True)]
         return weight if all(a is b for a, b in zip(kept, parts, strict=True)) else torch.cat(kept)
     return stored(weight, scheme_of(name, schemes) or Scheme("fp32"))
-
-
-def stored(weight: Tensor, scheme: Scheme) -> Tensor:
-    """What is left of a weight [n, k] after storing it: same shape, dtype and device; itself at fp32."""
-    if scheme.kind == "fp32":
-        return weight
-    kept = torch.from_numpy(dequantize(quantize(weight.detach().float().cpu().numpy(), scheme)))
-    return kept.to(weight.device, weight.dtype)
-
-
-def offline_codec(model: OmniModel) -> Callable[[Sequence[I64]], F32]:
-    """The checkpoint's own decoder: codes per level, [n * ids_per_level] -> wave [S], all at once, noise off."""
-
-    def decode(codes: Sequence[I64]) -> F32:
-        with torch.no_grad():
-            wave = model.decode_codes([torch.from_numpy(c)[None].to(model.device) for c in codes])
-        return np.asarray(wave.cpu().numpy())
-
-    return decode
-
-
-def double_codec(model: OmniModel) -> Callable[[Sequence[I64]], F32]:
-    """The checkpoint's own decoder in float64; widening and narrowing leaves its float32 weights as they were."""
-    single = offline_codec(model)
-
-    def decode(codes: Sequence[I64]) -> F32:
-        model.codec.double()
-        try:
-            return single(codes)
-        finally:
-            model.codec.float()
-
-    return decode
-
-
-@contextmanager
-def computing_with(threads: int | None) -> Iterator[None]:
-    """Within the context torch computes with that many threads (None: as it is)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _kernel_input(x: Tensor, scheme: Scheme) -> Tensor:
-    if scheme.blocked:
-        return quantized_by_block(x, scheme.block)
-    return quantized_by_tensor(x) if scheme.kind == "int8_dynamic" else x
-
-
-def quantized_by_block(x: Tensor, block: int) -> Tensor:
-    """x [.., k] as MatMulNBits sees it at accuracy level 4: int8, scale = absmax / 127 per `block` inputs."""
-    k = x.shape[-1]
-    blocks = nn.functional.pad(x, (0, -k % block)).unflatten(-1, (-1, block))
-    peak = blocks.abs().amax(-1, keepdim=True)
-    inverse = torch.where(peak > 0, 127 / peak, torch.zeros_like(peak))
-    return ((blocks * inverse).round() * (peak / 127)).flatten(-2)[..., :k]
-
-
-def quantized_by_tensor(x: Tensor) -> Tensor:
-    """x as DynamicQuantizeMatMul sees it: uint8 over [min(x, 0), max(x, 0)], zero point rounded."""
-    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-    scale = (high - low) / 255
-    if scale == 0:
-        return x
-    zero = (-low / scale).round().clamp(0, 255)
-    return (((x / scale).round() + zero).clamp(0, 255) - zero) * scale

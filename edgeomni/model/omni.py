@@ -53,26 +53,21 @@ class OmniModel(nn.Module):
         """Log-mel [B, n_mels, t] (t even, t // 2 <= encoder context) -> features [B, t // 2, D]."""
         return self.adapter(encoders.encode(self.encoder, mel))
 
-    def embed(self, ids: Tensor, features: Tensor | None = None, feature_start: int = 1) -> Tensor:
+    def embed(self, ids: Tensor, features: Sequence[tuple[int, Tensor]] = ()) -> Tensor:
         """ids [B, K+1, T] int (joint vocabulary, audio streams first, text last) -> [B, T, D].
 
-        `features` [F, D] replace the K audio embeddings of every row at feature_start .. feature_start+F-1.
+        Each segment (start, values [F, D]) of `features` replaces the K audio embeddings of every row at positions
+        start .. start + F - 1.
         """
         streams = self.spec.layout.streams
         parts = self.embedding(ids)
         audio, text = parts[:, :streams].sum(1), parts[:, streams]
-        if features is not None:
-            end = feature_start + len(features)
-            if end > ids.shape[-1]:
-                raise ValueError(f"{len(features)} features from position {feature_start} exceed {ids.shape[-1]} ids")
-            audio = torch.cat(
-                [
-                    audio[:, :feature_start],
-                    (streams * features).expand(len(ids), -1, -1),
-                    audio[:, end:],
-                ],
-                dim=1,
-            )
+        for start, values in features:
+            end = start + len(values)
+            if start < 0 or end > ids.shape[-1]:
+                raise ValueError(f"{len(values)} features from position {start} exceed {ids.shape[-1]} ids")
+            replaced = (streams * values).expand(len(ids), -1, -1)
+            audio = torch.cat([audio[:, :start], replaced, audio[:, end:]], dim=1)
         return (audio + text) / (streams + 1)
 
     def body_out(self, embeds: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -113,9 +108,9 @@ class OmniModel(nn.Module):
         layout = self.spec.layout
         return F.linear(hidden, self.audio_rows()).unflatten(-1, (layout.streams, layout.audio_vocab))
 
-    def forward(self, ids: Tensor, features: Tensor | None = None, feature_start: int = 1) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, features: Sequence[tuple[int, Tensor]] = ()) -> tuple[Tensor, Tensor]:
         """ids [B, K+1, T] -> text logits [B, T, text_vocab], audio logits [B, T, K, audio_vocab]."""
-        text, audio = self.hidden(self.embed(ids, features, feature_start))
+        text, audio = self.hidden(self.embed(ids, features))
         return self.text_logits(text), self.audio_logits(audio)
 
     def new_cache(self, rows: int, max_frames: int) -> KVCache:

@@ -36,8 +36,9 @@ STAGES = (
     "prefill",
     "frame",
     "frame.body",
-    "frame.heads",
+    "frame.text_head",
     "frame.sampling",
+    "frame.audio_head",
     "codec",
 )
 TURN_FIGURES = ("ttft", "ttfa", "prefill", "total", "audio", "rtf", "rtf_turn", "frames", "frames_per_s")

@@ -13,7 +13,9 @@ from weakref import WeakSet
 import numpy as np
 
 from edgeomni.arrays import F32, I32, I64
-from edgeomni.components import Components
+from edgeomni.components import Components, Features
+from edgeomni.errors import EngineError
+from edgeomni.runtimes.common.parallel_heads import ParallelHeads
 from edgeomni.spec import OmniSpec
 
 
@@ -30,15 +32,39 @@ class FakeEncoder:
 
 @dataclass(eq=False)
 class FakeState:
-    rows: int
-    active: int = 1
+    """What was fed to one turn: `fed` holds the ids of each forward, `features` the segments given with them."""
+
+    max_rows: int
+    max_frames: int
+    rows: int = 1
     length: int = 0
-    calls: int = 0
+    answered: int = 0
     fed: list[I32] = field(default_factory=list)
+    features: list[list[Features]] = field(default_factory=list)
 
 
-class FakeLanguageModel:
-    """`frames` scripts the answer: each an audio id per stream, then the text id, unshifted."""
+@dataclass(eq=False)
+class FakeHidden:
+    """Takes the next scripted frame when a head first asks for it, so that prompt pieces use none up."""
+
+    state: FakeState
+    rows: int
+    frame: int | None = None
+
+    def index(self) -> int:
+        if self.frame is None:
+            self.frame = self.state.answered
+            self.state.answered += 1
+        return self.frame
+
+
+class FakeLanguageModel(ParallelHeads[FakeHidden]):
+    """`frames` scripts the answer: each an audio id per stream, then the text id, unshifted.
+
+    As on a real engine, rows, capacity and the order of calls are checked (EngineError). Audio is scripted for row 0
+    and text for the last active row; every other row answers with ids that are shifted by one, so that a caller who
+    asks the wrong row notices.
+    """
 
     def __init__(self, spec: OmniSpec, frames: Sequence[Sequence[int]]) -> None:
         self.spec, self.frames = spec, [list(f) for f in frames]
@@ -47,45 +73,57 @@ class FakeLanguageModel:
         self.text_heads = self.audio_heads = 0
 
     def start(self, rows: int, max_frames: int) -> FakeState:
-        state = FakeState(rows)
+        state = FakeState(rows, max_frames)
         self.states.add(state)
         return state
 
-    def forward(self, ids: I32, features: F32 | None, state: FakeState, feature_start: int = 1) -> int:
-        assert ids.shape[0] == state.active, "rows fed must be the active rows"
+    def forward(self, ids: I32, features: Sequence[Features], state: FakeState) -> FakeHidden:
+        rows, streams, frames = ids.shape
+        _demand(rows == state.rows, f"{rows} rows fed, {state.rows} active")
+        _demand(streams == self.spec.layout.streams + 1 and frames > 0, f"ids of shape {ids.shape}")
+        _demand(state.length + frames <= state.max_frames, f"{state.length} + {frames} of {state.max_frames} frames")
+        for segment in features:
+            _demand(segment.start >= 0 and segment.stop <= frames, f"features {segment.start} to {segment.stop}")
         state.fed.append(ids)
-        state.length += ids.shape[2]
-        if state.rows == 2 and state.active == 1 and state.calls == 0:
-            return -1  # the shared prefix: its hidden is never asked for
-        state.calls += 1
-        return state.calls - 1
+        state.features.append(list(features))
+        state.length += frames
+        return FakeHidden(state, rows)
 
     def fork(self, state: FakeState) -> None:
-        state.active = 2
+        _demand(state.rows == 1 and state.max_rows == 2 and state.length > 0, "fork needs one prefilled row of two")
+        state.rows = 2
 
     def drop(self, state: FakeState, row: int) -> None:
-        state.active = row
+        _demand(0 < row == state.rows - 1, f"row {row} of {state.rows} cannot be dropped")
+        state.rows -= 1
 
-    def text_logits(self, hidden: int, row: int) -> F32:
+    def text_logits(self, hidden: FakeHidden, row: int) -> F32:
         self.text_heads += 1
-        return self._one_hot(self._frame(hidden)[-1], self.spec.layout.text_vocab)
+        return self._one_hot(self._scripted(hidden, row, -1, hidden.rows - 1), self.spec.layout.text_vocab)
 
-    def audio_logits(self, hidden: int, row: int) -> F32:
+    def audio_logits(self, hidden: FakeHidden, row: int, given: I64 | None = None) -> F32:
         self.audio_heads += 1
-        vocab = self.spec.layout.audio_vocab
-        return np.stack([self._one_hot(i, vocab) for i in self._frame(hidden)[:-1]])
+        vocab, streams = self.spec.layout.audio_vocab, self.spec.layout.streams
+        return np.stack([self._one_hot(self._scripted(hidden, row, k, 0), vocab) for k in range(streams)])
 
     def close(self) -> None:
         pass
 
-    def _frame(self, hidden: int) -> list[int]:
-        return self.frames[min(hidden, len(self.frames) - 1)]
+    def _scripted(self, hidden: FakeHidden, row: int, stream: int, right_row: int) -> int:
+        _demand(0 <= row < hidden.rows, f"row {row} asked of {hidden.rows}")
+        frame = self.frames[min(hidden.index(), len(self.frames) - 1)]
+        return frame[stream] if row == right_row else frame[stream] + 1
 
     @staticmethod
     def _one_hot(index: int, size: int) -> F32:
         logits = np.zeros(size, np.float32)
-        logits[index] = 10
+        logits[index % size] = 10
         return logits
+
+
+def _demand(condition: bool, what: str) -> None:
+    if not condition:
+        raise EngineError(f"the fake LLM was used wrongly: {what}")
 
 
 class FakeCodec:

@@ -1,1 +1,57 @@
-"""ONNX Runtime: the encoder, the LLM and the codec decoder of ONNX bundles, on the CPU or a CUDA device."""
+"""ONNX Runtime: the encoder, the LLM and the codec decoder of ONNX bundles, on the CPU or a CUDA device.
+
+See edgeomni/runtimes/__init__.py for what these functions promise. ONNX Runtime itself is imported when one of them is
+called.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from edgeomni.bundle import Bundle
+from edgeomni.components import OpenOptions
+from edgeomni.engines import ENGINES
+
+
+def open_component(bundle: Bundle, name: str, options: OpenOptions) -> Any:
+    """Opens one component. Raises EngineError where ONNX Runtime is missing or cannot load a graph."""
+    return _open(bundle, name, options, exact=False)
+
+
+def open_exact(bundle: Bundle, name: str, options: OpenOptions) -> Any | None:
+    """The LLM with float activations in its transformer blocks; other components round nothing that matters."""
+    return _open(bundle, name, options, exact=True) if name == "llm" else None
+
+
+def wrong_kernels(bundle: Bundle, name: str) -> int | None:
+    """Linear layers of a fused graph that ONNX Runtime would not run on the integer kernel of their precision.
+
+    None for the codec and for portable graphs, which ask for no kernel of their own.
+    """
+    from edgeomni.runtimes.onnxruntime import kernel_check
+
+    return kernel_check.wrong_kernels(bundle, bundle.manifest.components[name])
+
+
+def version() -> str:
+    """The version of the installed ONNX Runtime."""
+    for distribution in ENGINES["onnxruntime"].distributions:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _open(bundle: Bundle, name: str, options: OpenOptions, *, exact: bool) -> Any:
+    from edgeomni.runtimes.onnxruntime.codec import OrtCodec
+    from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
+    from edgeomni.runtimes.onnxruntime.llm import OrtLanguageModel
+    from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
+
+    component = bundle.manifest.components[name]
+    graphs = [bundle.file(component.graphs[role]["path"]) for role in ("body", "tts") if role in component.graphs]
+    sessions = SessionFactory(options.threads, options.device, exact=graphs if exact else ())
+    adapters: dict[str, Any] = {"encoder": OrtEncoder, "llm": OrtLanguageModel, "codec": OrtCodec}
+    return adapters[name](bundle.path, component, bundle.spec, sessions)

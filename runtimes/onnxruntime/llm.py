@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeomni.arrays import F32, I32
+from edgeomni.arrays import F32, I32, I64
 from edgeomni.bundle import Component
+from edgeomni.components import Features
 from edgeomni.errors import EngineError
 from edgeomni.runtimes.common.embedding_table import RowTable
+from edgeomni.runtimes.common.parallel_heads import ParallelHeads
 from edgeomni.runtimes.onnxruntime.kv_cache import Buffers, Stack
-from edgeomni.runtimes.onnxruntime.sessions import translated
+from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, translated
 from edgeomni.spec import OmniSpec
 
 _SPARE_STATES = 4
@@ -26,15 +29,7 @@ _PREFILL_FRAMES = 128
 """Frames of one row appended at once: activations of a long prompt would outweigh the weights."""
 
 
-class Sessions(Protocol):
-    """What opens ONNX Runtime sessions (ort_session.SessionFactory)."""
-
-    device: str
-
-    def open(self, path: Path) -> Any: ...
-
-
-class Hidden(NamedTuple):
+class OrtHidden(NamedTuple):
     """Normed hidden of the last position: `text` [rows, D], and `audio`, which with a TTS adapter is its [1, D]."""
 
     text: F32
@@ -42,7 +37,7 @@ class Hidden(NamedTuple):
 
 
 @dataclass(eq=False)
-class State:
+class OrtState:
     """KV caches of one turn, `length` frames of `rows` active rows in them."""
 
     buffers: tuple[Buffers, ...]
@@ -52,14 +47,14 @@ class State:
     rows: int = 1
 
 
-class OrtLanguageModel:
-    """components.LanguageModel. Sessions and tables are shared; all that a turn changes is in its State.
+class OrtLanguageModel(ParallelHeads[OrtHidden]):
+    """Fulfils components.LanguageModel. Sessions and tables are shared; all that a turn changes is in its OrtState.
 
     `path` is the bundle's directory. Raises BundleError for a table that cannot be read, EngineError for a graph
     that cannot be loaded.
     """
 
-    def __init__(self, path: Path, component: Component, spec: OmniSpec, sessions: Sessions) -> None:
+    def __init__(self, path: Path, component: Component, spec: OmniSpec, sessions: SessionFactory) -> None:
         self._spec, self._context = spec, int(component.meta["context"])
         order = sorted(component.graphs, key=lambda role: not role.endswith("head"))
         # Heads first: while a weight is packed it is in memory twice, and theirs are the largest.
@@ -75,18 +70,18 @@ class OrtLanguageModel:
         self._text_table, self._audio_table = RowTable(path, tables["text"]), RowTable(path, tables["audio"])
         self._spare: deque[tuple[Buffers, ...]] = deque(maxlen=_SPARE_STATES)
 
-    def start(self, rows: int, max_frames: int) -> State:
+    def start(self, rows: int, max_frames: int) -> OrtState:
         """An empty state, its buffers reused from an earlier turn where they are large enough."""
         if not 1 <= max_frames <= self._context:
             raise EngineError(f"max_frames {max_frames}: this export holds 1 to {self._context} frames")
         buffers = self._reused(rows, max_frames) or self._allocated(rows, max_frames)
-        state = State(buffers, max_frames, rows)
+        state = OrtState(buffers, max_frames, rows)
         weakref.finalize(state, self._spare.append, buffers).atexit = False
         return state
 
-    def forward(self, ids: I32, features: F32 | None, state: State, feature_start: int = 1) -> Hidden:
+    def forward(self, ids: I32, features: Sequence[Features], state: OrtState) -> OrtHidden:
         """See components.LanguageModel. Raises EngineError for a full cache or ids without a row."""
-        embeds = self.embed(ids, features, feature_start)
+        embeds = self.embed(ids, features)
         rows, frames, _ = embeds.shape
         if rows != state.rows or not frames:
             raise EngineError(f"ids have {rows} row(s) of {frames} frames, but {state.rows} row(s) are active")
@@ -97,21 +92,21 @@ class OrtLanguageModel:
             hidden = self._append(embeds[:, i : i + at_once], state)
         return hidden
 
-    def fork(self, state: State) -> None:
+    def fork(self, state: OrtState) -> None:
         if state.max_rows < state.rows + 1:
             raise EngineError(f"the state was started for {state.max_rows} row(s), so it cannot be forked")
         state.buffers[0].copy_row(0, state.rows, state.length)
         state.rows += 1
 
-    def drop(self, state: State, row: int) -> None:
+    def drop(self, state: OrtState, row: int) -> None:
         if row != state.rows - 1 or row == 0:
             raise EngineError(f"only the last of several rows can be dropped, not row {row} of {state.rows}")
         state.rows -= 1
 
-    def text_logits(self, hidden: Hidden, row: int) -> F32:
+    def text_logits(self, hidden: OrtHidden, row: int) -> F32:
         return self._logits(self._text_head, hidden.text, row)
 
-    def audio_logits(self, hidden: Hidden, row: int) -> F32:
+    def audio_logits(self, hidden: OrtHidden, row: int, given: I64 | None = None) -> F32:
         """[K, audio_vocab]. With a TTS adapter only row 0 has audio: raises EngineError for others."""
         if row >= len(hidden.audio):
             raise EngineError(f"row {row} has no audio logits: the TTS adapter runs on row 0 only")
@@ -122,27 +117,28 @@ class OrtLanguageModel:
         """Gives back the buffers kept for later turns; sessions and tables go with the object."""
         self._spare.clear()
 
-    def embed(self, ids: I32, features: F32 | None = None, feature_start: int = 1) -> F32:
-        """ids [rows, K+1, t] -> [rows, t, D]: mean over the K+1 streams, K of them replaced by a feature."""
+    def embed(self, ids: I32, features: Sequence[Features] = ()) -> F32:
+        """ids [rows, K+1, t] -> [rows, t, D]: the mean over the K+1 streams, K of them replaced by a feature."""
         rows, streams, frames = ids.shape
         audio = self._audio_table[(ids[:, :-1] - self._spec.layout.text_vocab).reshape(-1)]
         audio = audio.reshape(rows, streams - 1, frames, -1).sum(1)
-        if features is not None:
-            end = feature_start + len(features)
-            if feature_start < 0 or end > frames:
-                raise EngineError(f"features for frames {feature_start} to {end} do not fit {frames} frames of ids")
-            audio[:, feature_start:end] = features * np.float32(streams - 1)
+        for segment in features:
+            if segment.start < 0 or segment.stop > frames:
+                raise EngineError(
+                    f"features for positions {segment.start} to {segment.stop} do not fit {frames} positions of ids"
+                )
+            audio[:, segment.start : segment.stop] = segment.values * np.float32(streams - 1)
         text = self._text_table[ids[:, -1].reshape(-1)].reshape(rows, frames, -1)
         return np.ascontiguousarray((audio + text) / np.float32(streams))
 
-    def _append(self, embeds: F32, state: State) -> Hidden:
+    def _append(self, embeds: F32, state: OrtState) -> OrtHidden:
         with translated("the LLM failed", "check memory, or verify the bundle with `edgeomni verify`"):
             text, body_out = state.buffers[0].run(embeds, state.length)
             audio = text
             if body_out is not None:
                 audio, _ = state.buffers[1].run(body_out[:1], state.length)
         state.length += embeds.shape[1]
-        return Hidden(text, audio)
+        return OrtHidden(text, audio)
 
     def _logits(self, head: Any, hidden: F32, row: int) -> F32:
         with translated("a head failed", "check memory, or verify the bundle with `edgeomni verify`"):

@@ -1,30 +1,19 @@
-"""The torch reference runtime: an OmniModel behind the three protocols, in float32, on the CPU or a CUDA device."""
+"""The LLM of an OmniModel on torch, in float32: embedding, body, TTS adapter and heads behind one protocol."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgeomni.arrays import F32, I32
-from edgeomni.components import Components
+from edgeomni.arrays import F32, I32, I64
+from edgeomni.components import Features
 from edgeomni.errors import EngineError
 from edgeomni.model import KVCache, OmniModel
-from edgeomni.runtimes.torch.codec import TorchCodec
-
-
-class TorchEncoder:
-    """Encoder protocol: speech encoder and adapter."""
-
-    def __init__(self, model: OmniModel) -> None:
-        self._model = model
-
-    def encode(self, mel: F32, wanted: int | None = None) -> F32:
-        """Log-mel [n_mels, t] (t even) -> features [t // 2, D], or the first `wanted` of them."""
-        with torch.inference_mode():
-            return _numpy(self._model.encode(torch.from_numpy(mel)[None].to(self._model.device))[0, :wanted])
+from edgeomni.runtimes.common.parallel_heads import ParallelHeads
 
 
 @dataclass
@@ -49,8 +38,8 @@ class TorchHidden:
     audio: Tensor
 
 
-class TorchLanguageModel:
-    """LanguageModel protocol. With a TTS adapter its blocks run on row 0 only, which has the audio."""
+class TorchLanguageModel(ParallelHeads[TorchHidden]):
+    """Fulfils components.LanguageModel. The blocks of a TTS adapter run on row 0 only, which has the audio."""
 
     def __init__(self, model: OmniModel) -> None:
         self._model = model
@@ -58,7 +47,7 @@ class TorchLanguageModel:
     def start(self, rows: int, max_frames: int) -> TorchState:
         return TorchState(self._model.new_cache(rows, max_frames), rows)
 
-    def forward(self, ids: I32, features: F32 | None, state: TorchState, feature_start: int = 1) -> TorchHidden:
+    def forward(self, ids: I32, features: Sequence[Features], state: TorchState) -> TorchHidden:
         """ids [active rows, K+1, t] -> what the heads read of the last position. Raises EngineError when full."""
         model, cache, frames = self._model, state.cache, ids.shape[-1]
         if len(ids) != state.rows:
@@ -66,8 +55,8 @@ class TorchLanguageModel:
         if cache.length + frames > cache.max_frames:
             raise EngineError(f"{cache.length} + {frames} frames exceed the {cache.max_frames} of this state")
         with torch.inference_mode():
-            given = None if features is None else torch.from_numpy(features).to(model.device)
-            out = model.body_out(model.embed(torch.from_numpy(ids).to(model.device), given, feature_start), cache)
+            given = [(f.start, torch.from_numpy(f.values).to(model.device)) for f in features]
+            out = model.body_out(model.embed(torch.from_numpy(ids).to(model.device), given), cache)
             text = model.body.norm(out[:, -1])
             audio = text if model.tts is None else model.tts_out(out[:1], cache)[:, -1]
         cache.advance(frames)
@@ -89,29 +78,17 @@ class TorchLanguageModel:
     def text_logits(self, hidden: TorchHidden, row: int) -> F32:
         """[text_vocab] of that row."""
         with torch.inference_mode():
-            return _numpy(self._model.text_logits(hidden.text[row]))
+            return to_numpy(self._model.text_logits(hidden.text[row]))
 
-    def audio_logits(self, hidden: TorchHidden, row: int) -> F32:
+    def audio_logits(self, hidden: TorchHidden, row: int, given: I64 | None = None) -> F32:
         """[K, audio_vocab] of that row."""
         with torch.inference_mode():
-            return _numpy(self._model.audio_logits(hidden.audio[row]))
+            return to_numpy(self._model.audio_logits(hidden.audio[row]))
 
     def close(self) -> None:
         """Nothing is held beyond the model."""
 
 
-def load(model: OmniModel, device: str = "cpu", threads: int | None = None) -> Components:
-    """Components that run `model` with torch; `threads` is torch's own, process-wide setting.
-
-    Raises EngineError where `device` is not there.
-    """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise EngineError("--device cuda: this torch sees no CUDA device; install a CUDA build of torch, or use cpu")
-    if threads:
-        torch.set_num_threads(threads)
-    model = model.to(device).eval()
-    return Components(TorchEncoder(model), TorchLanguageModel(model), TorchCodec(model))
-
-
-def _numpy(tensor: Tensor) -> F32:
+def to_numpy(tensor: Tensor) -> F32:
+    """A float32 array of its own, C-contiguous."""
     return np.ascontiguousarray(tensor.float().cpu().numpy())
