@@ -43,6 +43,7 @@ def test_a_report_holds_every_stage_and_figure(fake_session: Session) -> None:
         "frame.body",
         "frame.text_head",
         "frame.sampling",
+        "frame.audio_head",
         "codec",
     ]
     assert result["stages"]["prefill"]["count"] == 2, "the warm-up turn does not count"
