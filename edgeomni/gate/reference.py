@@ -84,7 +84,7 @@ def _read(bundle: Bundle) -> Arrays:
     if entry is None:
         raise BundleError(f"{bundle.path}: holds no recorded outputs to compare with; export the checkpoint again")
     try:
-        with np.load(bundle.file(entry.path), allow_pickle=False) as arrays:
+        with bundle.file(entry.path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as exc:
         raise BundleError(f"{bundle.path}: {entry.path} cannot be read ({exc}); copy the bundle again") from exc
