@@ -98,11 +98,11 @@ def measure_bundle(source: Path, work: Path, options: dict[str, Any]) -> dict[st
 def _turns(session: Any, codes: I64, window: float, work: Path) -> dict[str, Any]:
     from edgeomni import AudioChunk, TurnEnd
 
-    samples = question()
+    samples, text_end = question(), min(TEXT_END, len(codes) // 2)
     ends: list[TurnEnd] = []
     for turn in range(WARMUP + TURNS):
         events = list(
-            session.respond("aa", samples, encoder_window=window, forced_codes=codes, forced_text_end=TEXT_END)
+            session.respond("aa", samples, encoder_window=window, forced_codes=codes, forced_text_end=text_end)
         )
         if turn >= WARMUP:
             ends.append(events[-1])
@@ -114,8 +114,8 @@ def _turns(session: Any, codes: I64, window: float, work: Path) -> dict[str, Any
         "mel_ms": spread([s for e in ends for s in e.spans.records["mel"]]),
         "encoder_ms": spread([s for e in ends for s in e.spans.records["encoder"]]),
         "prefill_ms": spread([s for e in ends for s in e.spans.records["prefill"]]),
-        "frame_text_ms": spread([f for r in frames for f in r[2:TEXT_END]]),
-        "frame_after_ms": spread([f for r in frames for f in r[TEXT_END + 2 :]] or [float("nan")]),
+        "frame_text_ms": spread([f for r in frames for f in r[2:text_end]]),
+        "frame_after_ms": spread([f for r in frames for f in r[text_end + 2 :]]),
         "codec_frame_ms": float(np.median([sum(e.spans.records["codec"]) for e in ends]) / len(codes) * 1e3),
         "rtf": median(e.timings["rtf"] for e in ends),
         "rtf_turn": median(e.timings["rtf_turn"] for e in ends),
