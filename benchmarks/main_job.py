@@ -2,9 +2,9 @@
 
     python benchmarks/main_job.py [--work DIR]      about 15 minutes, 10 GB of disk, 12 GB of memory
 
-Writes a checkpoint (once per DIR), exports it to INT4 (timed, gate included) and fp32, and measures four ways to answer,
-each in a process of its own: torch doing what the published code does, torch without that code's wasted work (our
-torch runtime: shared prefill, separate heads, the second row dropped), the fp32 bundle and the INT4 bundle. So what
+Writes a checkpoint (once per DIR), exports it to INT4 (timed, gate included) and fp32, and measures four ways to
+answer, each in a process of its own: torch doing what the published code does; torch without that code's wasted work
+(our torch runtime: shared prefill, separate heads, the second row dropped); the fp32 bundle; the INT4 bundle. So what
 restructuring gains and what quantization gains can be told apart. Prints a table of the four, then the ratios against
 their goals; the last line is one JSON object.
 """
