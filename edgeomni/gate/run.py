@@ -67,7 +67,7 @@ def _running(bundle: Bundle, threads: int | None) -> tuple[Components, LanguageM
     from .. import runtimes
 
     graphs = bundle.manifest.components["llm"].graphs
-    exact = [bundle.path / graphs[role]["path"] for role in ("body", "tts") if role in graphs]
+    exact = [bundle.path / graphs[role].path for role in ("body", "tts") if role in graphs]
     llm: LanguageModel = runtimes.load_component(bundle, "llm", threads=threads, exact=exact)
     return runtimes.load(bundle, threads=threads), llm
 
@@ -138,7 +138,7 @@ def _wrong_kernels(component: Component, root: Path) -> int:
         groups = [g for g in figures.GROUPS_OF_GRAPH[role] if g in component.scheme]
         schemes = [parse(component.scheme[g]) for g in groups]
         if any(s.kind not in ("fp32", "fp16") for s in schemes):
-            wrong += figures.wrong_kernels(schemes, optimized_ops(root / graph["path"]))
+            wrong += figures.wrong_kernels(schemes, optimized_ops(root / graph.path))
     return wrong
 
 
