@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -65,7 +65,8 @@ class Bundle:
     def entries(self) -> list[FileEntry]:
         """All files that the manifest lists, each once."""
         files = [f for c in self.manifest.components.values() for f in c.files]
-        return list(dict.fromkeys(files + ([self.manifest.tokenizer] if self.manifest.tokenizer else [])))
+        others = [f for f in (self.manifest.tokenizer, self.manifest.reference) if f is not None]
+        return list(dict.fromkeys(files + others))
 
     @property
     def size(self) -> int:
@@ -74,9 +75,11 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over spec and files: the same for the same export."""
+        """SHA-256 over the spec and all files but the recorded outputs: the same for the same export anywhere."""
         h = hashlib.sha256(json.dumps(self.spec.to_dict(), sort_keys=True).encode())
         for f in sorted(self.entries(), key=lambda f: f.path):
+            if f == self.manifest.reference:
+                continue
             h.update(f"{f.path} {f.size} {f.sha256}\n".encode())
         return h.hexdigest()
 

@@ -234,6 +234,8 @@ class Manifest:
     provenance: dict[str, Any]
     licences: dict[str, str]
     gate: dict[str, Any]
+    reference: FileEntry | None = None
+    """What the export gave when it was judged, for judging it again on the device."""
     schema: str = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:

@@ -210,8 +210,12 @@ def _odd(value: Any, level: int) -> str:
     return ""
 
 
-@cache
 def _fields(kind: Any) -> dict[str, Any]:
+    return _hints(kind)
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
@@ -221,7 +225,7 @@ def _chosen(kind: Any, data: Any) -> Any:
         return _chosen(get_args(kind)[0], data)
     if get_origin(kind) in (dict, list, tuple) or is_dataclass(kind):
         return kind
-    wanted = {dict: (dict,), list: (list, tuple)}.get(type(data), ())
+    wanted = (dict,) if isinstance(data, dict) else (list, tuple) if isinstance(data, list) else ()
     for member in get_args(kind):
         if get_origin(member) in wanted or (is_dataclass(member) and isinstance(data, dict)):
             return member

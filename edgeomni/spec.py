@@ -19,6 +19,7 @@ TASKS = ("asr", "at", "aa", "tt", "ta")
 AUDIO_IN = frozenset({"asr", "at", "aa"})
 AUDIO_OUT = frozenset({"aa", "ta"})
 
+
 @dataclass(frozen=True)
 class FrontEndSpec:
     """Log-mel front end of the speech encoder (Whisper's: 25 ms windows, 10 ms hop)."""

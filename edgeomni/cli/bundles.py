@@ -64,7 +64,9 @@ def _graphs(bundle: Bundle) -> Table:
     for name in COMPONENTS:
         part = bundle.manifest.components[name]
         for role, graph in part.graphs.items():
-            table.add_row(plain(f"{name}/{role}"), plain(graph.path), _signature(graph.inputs), _signature(graph.outputs))
+            table.add_row(
+                plain(f"{name}/{role}"), plain(graph.path), _signature(graph.inputs), _signature(graph.outputs)
+            )
     return table
 
 

@@ -9,7 +9,7 @@ from edgeomni.errors import EdgeOmniError
 
 
 def main(path: str) -> int:
-    """0 when the graph opens; 1 with the engine's message on stderr. A graph that aborts the engine ends the process."""
+    """0 when the graph opens; 1 with the engine's message on stderr. What aborts the engine ends the process."""
     try:
         from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 
