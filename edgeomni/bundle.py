@@ -143,7 +143,7 @@ class Bundle:
             for location in sorted(external_files(self.file(graph.path))):
                 if str(PurePosixPath(graph.path).parent / location) not in listed:
                     raise BundleError(
-                        f"{self.path}: graph {component.name}/{short(role)} reads {short(location)}, which is not "
+                        f"{self.path}: graph {short(f'{component.name}/{role}')} reads {short(location)}, which is not "
                         "among the listed files; do not trust this bundle"
                     )
 

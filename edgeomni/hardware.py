@@ -20,6 +20,8 @@ from .schema import Source, is_newer, parse_toml, read_bytes, short, typed
 
 PROFILE_SCHEMA = "1.0"
 """Of profiles/*.toml; a profile that states none has this one."""
+MOST_BYTES = 1 << 16
+"""Of a profile; the shipped ones have 2 KB. The time that TOML takes can grow with the square of the length."""
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
 Positive = Annotated[float, Meta(gt=0, le=1e12)]
@@ -118,7 +120,7 @@ def load_profile(name: str) -> HardwareProfile:
     """
     if name.endswith(".toml"):
         source = Source(name, ProfileError, "correct the file")
-        return _parse(read_bytes(Path(name), source), Path(name).stem, source)
+        return _parse(read_bytes(Path(name), source, MOST_BYTES), Path(name).stem, source)
     if name not in (known := profile_names()):
         raise ProfileError(f"no hardware profile {name!r}; known are {_list(known)}, or give a path to a .toml file")
     raw = (resources.files("edgeomni.profiles") / f"{name}.toml").read_bytes()

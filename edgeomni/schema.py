@@ -58,8 +58,8 @@ class Source:
         return self.error(f"{self.where}: {path}{': ' if path else ''}{what}; {self.remedy}")
 
 
-def read_bytes(path: Path, source: Source) -> bytes:
-    """The file's bytes. Raises the source's error for what is missing, unreadable, too large or no regular file.
+def read_bytes(path: Path, source: Source, most: int = MOST_BYTES) -> bytes:
+    """The file's bytes, `most` of them. Raises the source's error for what is missing, unreadable, larger or no file.
 
     Opening never waits: a named pipe is refused instead of being read.
     """
@@ -68,12 +68,12 @@ def read_bytes(path: Path, source: Source) -> bytes:
         with os.fdopen(handle, "rb") as f:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise source.fault("is no regular file")
-            raw = f.read(MOST_BYTES + 1)
+            raw = f.read(most + 1)
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise source.fault(f"cannot be read ({reason})") from exc
-    if len(raw) > MOST_BYTES:
-        raise source.fault(f"is larger than {MOST_BYTES >> 20} MiB")
+    if len(raw) > most:
+        raise source.fault(f"is larger than {most} bytes")
     return raw
 
 

@@ -59,7 +59,7 @@ def small_bundle(root: Path, spec: OmniSpec, *, licences: dict[str, str] | None 
         "bounds": [],
         "noise": [],
     }
-    metas = {
+    metas: dict[str, dict[str, Any]] = {
         "encoder": flavour,
         "llm": {**flavour, "attention": "gqa", "context": 64, "tables": tables},
         "codec": {**flavour, **codec},
