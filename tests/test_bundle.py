@@ -268,7 +268,12 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are hashed from now on."""
     names: list[str] = []
     original = bundle_module.sha256
-    monkeypatch.setattr(bundle_module, "sha256", lambda path: names.append(path.name) or original(path))
+
+    def told(path: Path) -> str:
+        names.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(bundle_module, "sha256", told)
     return names
 
 

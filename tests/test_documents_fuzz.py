@@ -23,6 +23,7 @@ from edgeomni.bundle import MANIFEST, Bundle
 from edgeomni.cli.bundles import describe, tables
 from edgeomni.errors import EdgeOmniError
 from edgeomni.hardware import load_profile
+from edgeomni.schema import Source, parse_toml
 
 PROFILE = Path(__file__).resolve().parent.parent / "profiles" / "desktop-rtx-4090.toml"
 
@@ -175,9 +176,7 @@ def profile_opens(path: Path) -> bool:
 
 
 def profile() -> Any:
-    from edgeomni.schema import tomllib
-
-    return tomllib.loads(PROFILE.read_text(encoding="utf-8"))
+    return parse_toml(PROFILE.read_bytes(), Source("profile", EdgeOmniError, ""))
 
 
 @bounded
