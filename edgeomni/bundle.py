@@ -1,7 +1,7 @@
-"""The bundle: a directory with `bundle.json` and the components' files; all that a device needs.
+"""The bundle: a directory with `bundle.json` and the components' files; all that a device needs, and all that it reads.
 
-Nothing is ever inferred from a file name. Sizes are checked whenever a bundle is opened, hashes on the first load
-on a machine and on `edgeomni verify`.
+Nothing is ever inferred from a file name. Every path goes through `Bundle.file`. Sizes are checked whenever a bundle
+is opened, hashes on the first load on a machine and on `edgeomni verify`.
 """
 
 from __future__ import annotations
@@ -9,82 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
+import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .engines import COMPONENTS
-from .errors import BundleError, SpecError
+from .errors import BundleError
+from .manifest import REMEDY, Component, FileEntry, GraphEntry, Manifest, Port, check_path
+from .onnx_files import external_files
+from .schema import Source, parse_json, read_bytes, short
 from .spec import OmniSpec
 
-SCHEMA = 1
+__all__ = ["Bundle", "Component", "FileEntry", "GraphEntry", "Manifest", "Port", "describe_files", "write_manifest"]
+
 MANIFEST = "bundle.json"
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of a component, its path relative to the bundle, with '/' between parts."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-@dataclass
-class Component:
-    """What runs one of encoder, llm, codec.
-
-    `scheme` maps tensor groups to how they are stored ("body": "int4_b32"); `graphs` maps a graph's role to
-    {"path", "inputs", "outputs"}; `meta` is what the engine's adapter needs beyond that.
-    """
-
-    name: str
-    engine: str
-    format: str
-    precision: str
-    scheme: dict[str, str]
-    graphs: dict[str, dict[str, Any]]
-    meta: dict[str, Any] = field(default_factory=dict)
-    files: list[FileEntry] = field(default_factory=list)
-
-
-@dataclass
-class Manifest:
-    spec: OmniSpec
-    components: dict[str, Component]
-    tokenizer: FileEntry | None
-    provenance: dict[str, Any]
-    licences: dict[str, str]
-    gate: dict[str, Any]
-    reference: FileEntry | None = None
-    """What the export gave when it was judged (gate/reference.py), for `verify --gate`."""
-    schema: int = SCHEMA
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "spec": self.spec.to_dict()}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any], where: str) -> Manifest:
-        """Raises BundleError for a foreign schema version or missing parts."""
-        if data.get("schema") != SCHEMA:
-            raise BundleError(
-                f"{where}: schema version {data.get('schema')!r}, but this EdgeOmni reads version {SCHEMA}; "
-                "export the checkpoint again with this version"
-            )
-        try:
-            components = {
-                name: Component(**{**c, "files": [FileEntry(**f) for f in c["files"]]})
-                for name, c in data["components"].items()
-            }
-            tokenizer = FileEntry(**data["tokenizer"]) if data["tokenizer"] else None
-            spec = OmniSpec.from_dict(data["spec"])
-            if missing := [name for name in COMPONENTS if name not in components]:
-                raise BundleError(f"{where}: component(s) {', '.join(missing)} missing; export again")
-            kept = FileEntry(**data["reference"]) if data.get("reference") else None
-            return cls(spec, components, tokenizer, data["provenance"], data["licences"], data["gate"], kept)
-        except (KeyError, TypeError, AttributeError, SpecError) as exc:
-            raise BundleError(f"{where}: not a valid manifest ({exc}); export the checkpoint again") from exc
+SETTLED_S = 2.0
+"""How old a file must be, in seconds, before its verification is remembered."""
+_SUFFIX = {"onnx": ".onnx"}
+"""Format -> how its graphs' names end. ONNX Runtime would read another suffix, .ort, as another format."""
 
 
 class Bundle:
@@ -110,13 +53,20 @@ class Bundle:
         return bundle
 
     def file(self, relative: str) -> Path:
-        """Path of a file of the bundle; refuses anything that leaves it."""
+        """The file of the bundle at this path, which the manifest must list.
+
+        Raises BundleError for what the manifest does not list, for paths and links that leave the bundle, and for
+        what is missing or no regular file.
+        """
+        if relative not in {entry.path for entry in self.entries()}:
+            raise BundleError(f"{self.path}: file {short(relative)} is not among the listed files; {REMEDY}")
         return _inside(self.path, relative)
 
     def entries(self) -> list[FileEntry]:
-        """Every file that the manifest lists."""
+        """All files that the manifest lists, each once."""
         files = [f for c in self.manifest.components.values() for f in c.files]
-        return files + [f for f in (self.manifest.tokenizer, self.manifest.reference) if f is not None]
+        others = [f for f in (self.manifest.tokenizer, self.manifest.reference) if f is not None]
+        return list(dict.fromkeys(files + others))
 
     @property
     def size(self) -> int:
@@ -128,43 +78,78 @@ class Bundle:
         """SHA-256 over the spec and all files but the recorded outputs: the same for the same export anywhere."""
         h = hashlib.sha256(json.dumps(self.spec.to_dict(), sort_keys=True).encode())
         for f in sorted(self.entries(), key=lambda f: f.path):
-            if f is self.manifest.reference:
+            if f == self.manifest.reference:
                 continue
             h.update(f"{f.path} {f.size} {f.sha256}\n".encode())
         return h.hexdigest()
 
-    def _check_files(self, hashes: bool | None) -> None:
-        for component in self.manifest.components.values():
-            listed = {f.path for f in component.files}
-            for role, graph in component.graphs.items():
-                if graph["path"] not in listed:
-                    raise BundleError(f"{self.path}: graph {component.name}/{role} is not among the listed files")
-        for entry in self.entries():
-            path = self.file(entry.path)
-            if not path.is_file():
-                raise BundleError(f"{self.path}: file {entry.path} is missing; copy the bundle again, whole")
-            if (size := path.stat().st_size) != entry.size:
-                raise BundleError(
-                    f"{self.path}: {entry.path} has {size} bytes instead of {entry.size}; copy the bundle again"
-                )
-        stamp = _stamp_path(self)
-        if hashes is False or (hashes is None and stamp.exists()):
-            return
-        self.verify()
-        _leave_stamp(stamp)
-
     def verify(self) -> None:
-        """Checks every file's SHA-256. Raises BundleError that names all altered files."""
+        """Checks every file's SHA-256, and that graphs read no file beside them that the manifest does not list.
+
+        Raises BundleError that names all altered files, or the graph.
+        """
+        before = _states(self)
         altered = [e.path for e in self.entries() if sha256(self.file(e.path)) != e.sha256]
         if altered:
             raise BundleError(
                 f"{self.path}: {', '.join(altered)} differ(s) from the recorded SHA-256: "
                 "the bundle was altered or damaged; copy or export it again"
             )
+        for component in self.manifest.components.values():
+            self._check_external(component)
+        if _states(self) != before:
+            raise BundleError(f"{self.path}: files changed while they were verified; verify the bundle again")
+
+    def _check_files(self, hashes: bool | None) -> None:
+        for component in self.manifest.components.values():
+            self._check_listed(component)
+        self._check_entries()
+        if hashes is False:
+            return
+        stamp = _stamp_path(self)
+        if hashes is None and stamp.exists():
+            return
+        self.verify()
+        if _stamp_path(self) == stamp and _settled(self):
+            _leave_stamp(stamp)
+
+    def _check_listed(self, component: Component) -> None:
+        listed = {entry.path for entry in component.files}
+        for what, path in component.opened().items():
+            if path not in listed:
+                raise BundleError(
+                    f"{self.path}: {component.name}, {short(what)}: {path} is not among the listed files; {REMEDY}"
+                )
+        suffix = _SUFFIX.get(component.format, "")
+        if wrong := [g.path for g in component.graphs.values() if not g.path.endswith(suffix)]:
+            raise BundleError(f"{self.path}: {component.name}: graph {wrong[0]} must end in {suffix}; {REMEDY}")
+
+    def _check_entries(self) -> None:
+        paths = [entry.path for entry in self.entries()]
+        if twice := sorted({path for path in paths if paths.count(path) > 1}):
+            raise BundleError(f"{self.path}: {twice[0]} is listed with two sizes or hashes; {REMEDY}")
+        for entry in self.entries():
+            if (size := self.file(entry.path).stat().st_size) != entry.size:
+                raise BundleError(
+                    f"{self.path}: {entry.path} has {size} bytes instead of {entry.size}; copy the bundle again"
+                )
+
+    def _check_external(self, component: Component) -> None:
+        """Graphs name further files within themselves; a file that no hash covers must not be among them."""
+        if component.format != "onnx":
+            return
+        listed = {entry.path for entry in component.files}
+        for role, graph in component.graphs.items():
+            for location in sorted(external_files(self.file(graph.path))):
+                if str(PurePosixPath(graph.path).parent / location) not in listed:
+                    raise BundleError(
+                        f"{self.path}: graph {short(f'{component.name}/{role}')} reads {short(location)}, which is not "
+                        "among the listed files; do not trust this bundle"
+                    )
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
-    text = json.dumps(manifest.to_dict(), indent=1, sort_keys=True)
+    text = json.dumps(manifest.to_dict(), indent=1, sort_keys=True, allow_nan=False)
     (root / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
@@ -195,31 +180,51 @@ def _read_manifest(root: Path) -> Manifest:
         raise BundleError(f"{root}: no such bundle; make one with `edgeomni export CHECKPOINT -o {root}`")
     if not path.is_file():
         raise BundleError(f"{root}: has no {MANIFEST}, so it is not a bundle; make one with `edgeomni export`")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as exc:
-        raise BundleError(f"{path}: not valid JSON ({exc}); copy or export the bundle again") from exc
-    if not isinstance(data, dict):
-        raise BundleError(f"{path}: not a manifest; copy or export the bundle again")
-    return Manifest.from_dict(data, str(path))
+    source = Source(str(path), BundleError, REMEDY)
+    return Manifest.from_dict(parse_json(read_bytes(_inside(root, MANIFEST), source), source), str(path))
 
 
 def _inside(root: Path, relative: str) -> Path:
-    parts = PurePosixPath(relative)
-    escapes = parts.is_absolute() or ".." in parts.parts or "\\" in relative or ":" in relative
-    path = root / parts
-    if escapes or not path.resolve().is_relative_to(root.resolve()):
-        raise BundleError(f"{root}: path {relative!r} leaves the bundle; do not trust this bundle")
+    """root / relative, a regular file that lies under root. Raises BundleError."""
+    try:
+        check_path(relative)
+        path = root / relative
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise BundleError(f"path {short(relative)} leaves the bundle through a link; do not trust this bundle")
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BundleError(f"{relative} is no regular file; {REMEDY}")
+    except BundleError as exc:
+        raise BundleError(f"{root}: {exc}") from exc
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise BundleError(f"{root}: file {relative} is missing; copy the bundle again, whole") from exc
+    except (OSError, RuntimeError, ValueError) as exc:  # RuntimeError: links that lead to each other
+        raise BundleError(f"{root}: file {short(relative)} cannot be reached ({exc}); {REMEDY}") from exc
     return path
 
 
+def _states(bundle: Bundle) -> list[str]:
+    """One line per file, bundle.json included, that changes with every write, rename or touch.
+
+    The time of modification can be set back by anyone who may write the file; the time of change (ctime) cannot.
+    """
+    states = []
+    for relative, digest in [(MANIFEST, ""), *((e.path, e.sha256) for e in bundle.entries())]:
+        s = _inside(bundle.path, relative).stat()
+        states.append(f"{relative} {digest} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino} {s.st_dev}")
+    return states
+
+
 def _stamp_path(bundle: Bundle) -> Path:
+    """Where it is remembered that these files, in exactly this state, were verified."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    seen = hashlib.sha256(str(bundle.path.resolve()).encode())
-    for e in bundle.entries():
-        stat = bundle.file(e.path).stat()
-        seen.update(f"{e.path} {e.sha256} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}\n".encode())
+    seen = hashlib.sha256("\n".join([str(bundle.path.resolve()), *_states(bundle)]).encode())
     return Path(base) / "edgeomni" / "verified" / seen.hexdigest()
+
+
+def _settled(bundle: Bundle) -> bool:
+    """Whether no file changed within the clock's last ticks: a change in the same tick would not show in its state."""
+    newest = max(_inside(bundle.path, e.path).stat().st_ctime for e in bundle.entries())
+    return newest + SETTLED_S <= time.time()
 
 
 def _leave_stamp(stamp: Path) -> None:

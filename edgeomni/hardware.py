@@ -6,23 +6,28 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
-from .engines import COMPONENTS, ENGINES, FORMATS
+from msgspec import Meta
+
+from .engines import CHECKPOINT, COMPONENTS, ENGINES, FORMATS
 from .errors import GateError, ProfileError
+from .schema import Source, is_newer, parse_toml, read_bytes, short, typed
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+PROFILE_SCHEMA = "1.0"
+"""Of profiles/*.toml; a profile that states none has this one."""
+MOST_BYTES = 1 << 16
+"""Of a profile; the shipped ones have 2 KB. The time that TOML takes can grow with the square of the length."""
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
-_T = TypeVar("_T")
+Positive = Annotated[float, Meta(gt=0, le=1e12)]
+Number = Annotated[int, Meta(ge=1, le=4096)]
+"""Of cores or threads."""
+Words = Annotated[list[str], Meta(max_length=100)]
 
 
 @dataclass(frozen=True)
@@ -31,18 +36,18 @@ class Device:
 
     reference: str
     kind: str
-    cores: int
-    memory_gb: float
-    bandwidth_gb_s: float
-    power_w: float
-    isa: list[str]
+    cores: Number
+    memory_gb: Positive
+    bandwidth_gb_s: Positive
+    power_w: Positive
+    isa: Words
     source: str
     gpu: str | None = None
-    gpu_memory_gb: float | None = None
-    gpu_bandwidth_gb_s: float | None = None
-    gpu_fp16_tflops: float | None = None
-    gpu_int8_tops: float | None = None
-    gpu_power_w: float | None = None
+    gpu_memory_gb: Positive | None = None
+    gpu_bandwidth_gb_s: Positive | None = None
+    gpu_fp16_tflops: Positive | None = None
+    gpu_int8_tops: Positive | None = None
+    gpu_power_w: Positive | None = None
     gpu_compute: str | None = None
 
 
@@ -51,36 +56,37 @@ class Choice:
     """What a component uses there ("onnx:int8"), out of the precisions and engines that work there."""
 
     use: str
-    precisions: list[str]
-    engines: list[str]
+    precisions: Words
+    engines: Words
 
 
 @dataclass(frozen=True)
 class RunChoice:
     engine: str
     device: str
-    threads: int
+    threads: Number
 
 
 @dataclass(frozen=True)
 class Budgets:
     """Upper bounds: first audio from the end of speech, processing over audio time, process memory, files."""
 
-    ttfa_s: float | None = None
-    rtf: float | None = None
-    peak_rss_mb: float | None = None
-    bundle_mb: float | None = None
+    ttfa_s: Positive | None = None
+    rtf: Positive | None = None
+    peak_rss_mb: Positive | None = None
+    bundle_mb: Positive | None = None
 
 
 @dataclass(frozen=True)
 class HardwareProfile:
     name: str
     title: str
-    matches: list[str]
+    matches: Words
     device: Device
     run: RunChoice
     components: dict[str, Choice]
     budgets: Budgets
+    schema: str = PROFILE_SCHEMA
 
     def choices(self) -> dict[str, str]:
         """Component -> "format:precision", as `export --encoder/--llm/--codec` take them."""
@@ -113,79 +119,56 @@ def load_profile(name: str) -> HardwareProfile:
     Raises ProfileError that names the file and the key at fault.
     """
     if name.endswith(".toml"):
-        return _parse(_read(Path(name)), Path(name).stem, name)
+        source = Source(name, ProfileError, "correct the file")
+        return _parse(read_bytes(Path(name), source, MOST_BYTES), Path(name).stem, source)
     if name not in (known := profile_names()):
         raise ProfileError(f"no hardware profile {name!r}; known are {_list(known)}, or give a path to a .toml file")
-    text = (resources.files("edgeomni.profiles") / f"{name}.toml").read_text(encoding="utf-8")
-    return _parse(text, name, f"profiles/{name}.toml")
+    raw = (resources.files("edgeomni.profiles") / f"{name}.toml").read_bytes()
+    return _parse(raw, name, Source(f"profiles/{name}.toml", ProfileError, "install EdgeOmni again"))
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ProfileError(f"{path}: cannot be read ({exc}); check the path") from exc
-
-
-def _parse(text: str, name: str, where: str) -> HardwareProfile:
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise ProfileError(f"{where}: not valid TOML ({exc})") from exc
-    sections = {"device": Device, "run": RunChoice, "budgets": Budgets}
-    for key, cls in sections.items():
-        data[key] = _section(cls, data.get(key), f"{where}: [{key}]")
-    parts = data.get("components")
-    if not isinstance(parts, dict) or set(parts) != set(COMPONENTS):
-        raise ProfileError(f"{where}: [components] must have exactly {', '.join(COMPONENTS)}")
-    data["components"] = {k: _choice(v, f"{where}: [components.{k}]") for k, v in parts.items()}
-    profile = _section(HardwareProfile, {**data, "name": name}, where)
-    if profile.run.engine not in ENGINES:
-        raise ProfileError(f"{where}: [run] engine {profile.run.engine!r}; known are {', '.join(ENGINES)}")
+def _parse(raw: bytes, name: str, source: Source) -> HardwareProfile:
+    data = parse_toml(raw, source)
+    if "name" in data:
+        raise source.fault("unknown key(s) $.name (the file's name is the profile's name)")
+    newer = is_newer(data.get("schema", PROFILE_SCHEMA), PROFILE_SCHEMA, source)
+    profile = typed({**data, "name": name}, HardwareProfile, source, newer=newer)
+    if set(profile.components) != set(COMPONENTS):
+        raise source.fault(f"must have exactly {_list(COMPONENTS)}", "$.components")
+    exporting = [engine for engine in ENGINES.values() if set(engine.formats) - {CHECKPOINT}]
+    if profile.run.engine not in (names := [engine.name for engine in exporting]):
+        raise source.fault(f"{short(profile.run.engine)} runs no exported format; known are {_list(names)}", _ENGINE)
+    for part in COMPONENTS:
+        _check_choice(profile.components[part], part, names, source)
     return profile
 
 
-def _choice(data: Any, where: str) -> Choice:
-    choice = _section(Choice, data, where)
+_ENGINE = "$.run.engine"
+
+
+def _check_choice(choice: Choice, part: str, engines: list[str], source: Source) -> None:
+    """Raises ProfileError unless the chosen format and precision are among what the section lists."""
+    path = f"$.components.{part}"
+    if unknown := [engine for engine in choice.engines if engine not in engines]:
+        raise source.fault(
+            f"{short(unknown[0])} runs no exported format; known are {_list(engines)}", f"{path}.engines"
+        )
+    if unknown := [precision for precision in choice.precisions if precision not in PRECISIONS]:
+        raise source.fault(f"{short(unknown[0])} is no precision; known are {_list(PRECISIONS)}", f"{path}.precisions")
     kind, _, precision = choice.use.partition(":")
-    if kind not in FORMATS or not any(kind in ENGINES[e].formats for e in choice.engines if e in ENGINES):
-        raise ProfileError(f"{where} use {choice.use!r}: no engine listed here runs it; formats: {_list(FORMATS)}")
-    if precision not in choice.precisions or set(choice.precisions) - set(PRECISIONS):
-        raise ProfileError(f"{where} precisions must be of {_list(PRECISIONS)} and hold {precision!r}")
-    if unknown := set(choice.engines) - set(ENGINES):
-        raise ProfileError(f"{where} engines: unknown {_list(sorted(unknown))}; known are {_list(ENGINES)}")
-    return choice
+    runs = [e for e in choice.engines if kind in ENGINES[e].formats and part in ENGINES[e].components]
+    if kind not in FORMATS or not runs:
+        raise source.fault(
+            f"no engine listed there runs {short(choice.use)}; formats are {_list(FORMATS)}", f"{path}.use"
+        )
+    if precision not in choice.precisions:
+        raise source.fault(
+            f"{short(choice.use)} is none of the precisions listed there, {_list(choice.precisions)}", f"{path}.use"
+        )
 
 
-def _list(names: Any) -> str:
+def _list(names: Iterable[str]) -> str:
     return ", ".join(names)
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "list[str]": (list,),
-    "dict": (dict,),
-}
-
-
-def _section(cls: type[_T], data: Any, where: str) -> _T:
-    """dict -> dataclass; unknown, missing and ill-typed keys are named."""
-    if not isinstance(data, dict):
-        raise ProfileError(f"{where}: the section is missing")
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(data) - set(known)):
-        raise ProfileError(f"{where}: unknown key(s) {_list(unknown)}; known are {_list(sorted(known))}")
-    if missing := sorted(k for k, f in known.items() if f.default is MISSING and k not in data):
-        raise ProfileError(f"{where}: missing key(s) {_list(missing)}")
-    for key, value in data.items():
-        kinds = _KINDS.get(str(known[key].type).removesuffix(" | None"))
-        if kinds and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise ProfileError(f"{where}: key {key} must be {known[key].type}, not {value!r}")
-        if isinstance(value, (int, float)) and not value > 0:
-            raise ProfileError(f"{where}: key {key} must be above 0, not {value!r}")
-    return cls(**data)
 
 
 @dataclass(frozen=True)

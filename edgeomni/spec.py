@@ -7,33 +7,17 @@ Shape legend used by every public docstring:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from .errors import SpecError
+from .limits import LARGEST, positive, sized
+from .schema import Source, short, typed
 
 TASKS = ("asr", "at", "aa", "tt", "ta")
 """What goes in and comes out: first letter the question, the rest the answer (a audio, t text)."""
 AUDIO_IN = frozenset({"asr", "at", "aa"})
 AUDIO_OUT = frozenset({"aa", "ta"})
-
-_T = TypeVar("_T")
-
-
-def _from_dict(cls: type[_T], data: dict[str, Any], where: str) -> _T:
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(data) - known):
-        raise SpecError(f"{where}: unknown key(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    try:
-        return cls(**data)
-    except TypeError as exc:
-        raise SpecError(f"{where}: {exc}") from exc
-
-
-def _positive(where: str, **sizes: int) -> None:
-    for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise SpecError(f"{where}.{name} must be a whole number above 0, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -47,7 +31,7 @@ class FrontEndSpec:
     window_s: int = 30
 
     def __post_init__(self) -> None:
-        _positive("front_end", **asdict(self))
+        sized("front_end", **asdict(self))
 
 
 @dataclass(frozen=True)
@@ -61,7 +45,7 @@ class EncoderSpec:
     context: int = 1500
 
     def __post_init__(self) -> None:
-        _positive("encoder", **asdict(self))
+        sized("encoder", **asdict(self))
         if self.width % self.heads:
             raise SpecError(f"encoder.width {self.width} is not a multiple of encoder.heads {self.heads}")
 
@@ -78,7 +62,7 @@ class AdapterSpec:
         if self.kind not in ("linear", "swiglu"):
             raise SpecError(f"adapter.kind must be linear or swiglu, not {self.kind!r}")
         if self.kind == "swiglu":
-            _positive("adapter", hidden=self.hidden)
+            sized("adapter", hidden=self.hidden)
 
 
 @dataclass(frozen=True)
@@ -101,7 +85,7 @@ class BodySpec:
     qk_norm: bool = False
 
     def __post_init__(self) -> None:
-        _positive(
+        sized(
             "body",
             layers=self.layers,
             width=self.width,
@@ -114,6 +98,7 @@ class BodySpec:
             raise SpecError(f"body.kind must be qwen2, qwen3 or llama, not {self.kind!r}")
         if self.heads % self.kv_heads:
             raise SpecError(f"body.heads {self.heads} is not a multiple of body.kv_heads {self.kv_heads}")
+        positive("body", rope_theta=self.rope_theta, norm_eps=self.norm_eps)
 
 
 @dataclass(frozen=True)
@@ -134,7 +119,11 @@ class CodecSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vq_strides", tuple(self.vq_strides))
-        _positive("codec", sample_rate=self.sample_rate, codebook_size=self.codebook_size, hop=self.hop)
+        sized("codec", sample_rate=self.sample_rate, codebook_size=self.codebook_size, hop=self.hop)
+        if self.attn_window is not None:
+            sized("codec", attn_window=self.attn_window)
+        if bad := [s for s in self.vq_strides if not isinstance(s, int) or not 1 <= s <= LARGEST["streams"]]:
+            raise SpecError(f"codec.vq_strides holds {short(bad[0])}; each must be 1 to {LARGEST['streams']}")
         if self.kind not in ("snac", "mimi"):
             raise SpecError(f"codec.kind must be snac or mimi, not {self.kind!r}")
         for coarse, fine in zip(self.vq_strides, self.vq_strides[1:], strict=False):
@@ -142,6 +131,7 @@ class CodecSpec:
                 raise SpecError(f"codec.vq_strides {self.vq_strides}: {coarse} is not a multiple of {fine}")
         if not self.vq_strides or self.vq_strides[-1] != 1:
             raise SpecError(f"codec.vq_strides {self.vq_strides} must end in 1")
+        sized("codec", streams=self.streams)
 
     @property
     def ids_per_level(self) -> tuple[int, ...]:
@@ -189,7 +179,7 @@ class TokenLayout:
     text_specials: int = 64
 
     def __post_init__(self) -> None:
-        _positive("layout", **asdict(self))
+        sized("layout", **asdict(self))
         if self.text_specials < 5 or self.text_vocab <= self.text_specials:
             raise SpecError(f"layout: text_vocab {self.text_vocab} must hold text_specials {self.text_specials} >= 5")
         if self.audio_vocab - self.codebook_size < 4:
@@ -197,6 +187,7 @@ class TokenLayout:
                 f"layout: audio_vocab {self.audio_vocab} leaves no room for the 4 audio specials "
                 f"beyond the codebook's {self.codebook_size} entries"
             )
+        sized("layout", joint_vocab=self.joint_vocab)
 
     @property
     def joint_vocab(self) -> int:
@@ -269,7 +260,8 @@ class OmniSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
-        _positive("spec", context=self.context)
+        sized("spec", context=self.context)
+        sized("spec", least=0, tts_layers=self.tts_layers, history_turns=self.history_turns)
         if self.layout.streams != self.codec.streams:
             raise SpecError(f"layout has {self.layout.streams} audio streams, the codec {self.codec.streams}")
         if self.layout.codebook_size != self.codec.codebook_size:
@@ -284,18 +276,5 @@ class OmniSpec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> OmniSpec:
-        """Inverse of `to_dict`. Raises SpecError that names an unknown or missing key."""
-        data = dict(data)
-        parts: dict[str, type[Any]] = {
-            "front_end": FrontEndSpec,
-            "encoder": EncoderSpec,
-            "adapter": AdapterSpec,
-            "body": BodySpec,
-            "layout": TokenLayout,
-            "codec": CodecSpec,
-        }
-        for name, part in parts.items():
-            if not isinstance(data.get(name), dict):
-                raise SpecError(f"spec: section {name!r} is missing")
-            data[name] = _from_dict(part, data[name], f"spec.{name}")
-        return _from_dict(cls, data, "spec")
+        """Inverse of `to_dict`. Raises SpecError that names an unknown, missing or ill-typed key."""
+        return typed(data, cls, Source("spec", SpecError, "use the file that EdgeOmni wrote"))

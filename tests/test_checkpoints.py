@@ -310,6 +310,84 @@ def test_what_is_no_checkpoint(tmp_path: Path, tiny_dir: Path) -> None:
         checkpoints.load(bad)
 
 
+def reconfigured(tiny_dir: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    bad = Path(shutil.copytree(tiny_dir, tmp_path / "bad"))
+    config = json.loads((bad / "config.json").read_text())
+    change(config)
+    (bad / "config.json").write_text(json.dumps(config))
+    return bad
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.update(version="2.0"), r"\$\.version: .*'2.0' is newer than 1.0.*; update EdgeOmni"),
+        (lambda c: c.update(version="0.9"), r"\$\.version: .*'0.9' is older than 1.0.*edgeomni init"),
+        (lambda c: c.pop("licences"), "missing required field `licences`"),
+        (lambda c: c.update(colour=1), r"unknown key\(s\) \$\.colour"),
+        (lambda c: c["codec"].update(colour=1), r"unknown key\(s\) \$\.codec\.colour"),
+        (lambda c: c["codec"].update(decoder_dim="wide"), r"\$\.codec\.decoder_dim: Expected `int"),
+        (lambda c: c["codec"].update(decoder_dim=10**9), r"\$\.codec\.decoder_dim: Expected `int` <="),
+        (lambda c: c["codec"].update(decoder_dim=1 << 16), r"wrong shape: codec\.decoder"),
+        (lambda c: c["codec"].update(sampling_rate=16000), r"\$\.codec is .*16000.*\$\.spec\.codec is .*24000"),
+        (lambda c: c["codec"].update(kind="dac"), r"\$\.codec\.kind: "),
+        (lambda c: c["spec"]["body"].update(layers=10**9), r"\$\.spec\.body: body\.layers is 1000000000, but no"),
+        (
+            lambda c: c["spec"]["body"].update(layers=1000),
+            "tensors are too few for the layers that config.json tells of",
+        ),
+        (lambda c: c["spec"]["body"].update(width=1 << 16, head_dim=1 << 14), "wrong shape: body"),
+        (lambda c: c["spec"]["layout"].update(text_vocab=10**12), r"layout\.text_vocab is 1000000000000, but no"),
+        (lambda c: c["spec"]["body"].update(rope_scaling={"rope_type": "odd"}), "no model can be built of it"),
+        (lambda c: c["provenance"].update(weights=3), r"\$\.provenance\.weights: "),
+        (lambda c: c.update(preset="huge"), "unknown key"),
+    ],
+)
+def test_configurations_of_our_own_that_make_no_sense(
+    tiny_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[dict[str, Any]], object],
+    said: str,
+) -> None:
+    """All are refused before the weights are read, and before anything of the stated sizes is allocated."""
+    bad = reconfigured(tiny_dir, tmp_path, change)
+    monkeypatch.setattr(checkpoints, "read_safetensors", None)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        checkpoints.load(bad)
+    assert str(bad) in str(caught.value)
+
+
+def test_the_first_version_and_newer_minor_ones_are_read(
+    tiny_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert checkpoints.load(reconfigured(tiny_dir, tmp_path, lambda c: c.update(version=1))).provenance
+    (tmp_path / "newer").mkdir()
+    newer = reconfigured(tiny_dir, tmp_path / "newer", lambda c: c.update(version="1.4", mood="good"))
+    with caplog.at_level("WARNING", "edgeomni"):
+        assert checkpoints.load(newer).spec == checkpoints.load(tiny_dir).spec
+    assert [("$.mood" in r.getMessage(), "config.json" in r.getMessage()) for r in caplog.records] == [(True, True)]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"preset": "huge"}, r"\$\.preset is 'huge'; known are"), ({"seed": "x"}, r"\$\.seed: Expected `int`")],
+)
+def test_recipes_that_make_no_sense(tmp_path: Path, values: dict[str, Any], said: str) -> None:
+    path = checkpoints.save_preset("tiny", 3, tmp_path / "recipe") / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    with pytest.raises(CheckpointError, match=f"config.json: .*{said}"):
+        checkpoints.load(tmp_path / "recipe")
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b'{"a":' * 100_000, b"\xff"])
+def test_a_damaged_configuration_is_not_called_an_unknown_layout(tiny_dir: Path, tmp_path: Path, raw: bytes) -> None:
+    bad = Path(shutil.copytree(tiny_dir, tmp_path / "bad"))
+    (bad / "config.json").write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"config\.json: (the file is empty|not valid JSON|is not UTF-8)"):
+        checkpoints.load(bad)
+
+
 def test_golden_text_reaches_the_tokenizer(golden: Golden, golden_model: Any) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     ids = tokenizers.Tokenizer.from_str(golden_model.tokenizer_json).encode(golden.meta["text"]).ids

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner, Result
-from fakes import script, small_spec
+from fakes import script, small_bundle, small_spec
 
 from edgeomni import Session
-from edgeomni.bundle import Component, Manifest, describe_files, write_manifest
 from edgeomni.cli import main
 from edgeomni.errors import BundleError, GateError
 from edgeomni.runtimes import fake
@@ -229,20 +228,8 @@ def test_text_tasks_write_no_audio(tmp_path: Path, question: str) -> None:
 
 @pytest.fixture
 def bundle(tmp_path: Path, spec: OmniSpec) -> Path:
-    """A bundle of three files that no engine could run: enough to inspect and verify."""
-    root = tmp_path / "bundle"
-    parts = {}
-    for name in ("encoder", "llm", "codec"):
-        folder = root / name
-        folder.mkdir(parents=True)
-        (folder / "a.onnx").write_bytes(name.encode() * 10)
-        graph = {"path": f"{name}/a.onnx", "inputs": ["x"], "outputs": {"y.0": [1], "y.1": [1]}}
-        files = describe_files(root, [folder / "a.onnx"])
-        parts[name] = Component(name, "onnxruntime", "onnx", "int8", {"all": "int8"}, {"main": graph}, files=files)
-    gate = {"fidelity": {"llm.top1": {"value": 0.999, "at_least": 0.995, "verdict": "pass"}}}
-    manifest = Manifest(spec, parts, None, {"weights": "random"}, {"llm": "Apache-2.0"}, gate)
-    write_manifest(root, manifest)
-    return root
+    """A bundle that no engine could run: enough to inspect and verify."""
+    return small_bundle(tmp_path / "bundle", spec)
 
 
 def test_inspect_shows_everything(bundle: Path) -> None:
@@ -250,15 +237,15 @@ def test_inspect_shows_everything(bundle: Path) -> None:
     for word in ("encoder", "onnxruntime", "int8", "llm.top1", "0.999", "pass", "random", "Apache-2.0", "y.*"):
         assert word in shown, word
     data = json.loads(edgeomni("inspect", str(bundle), "--json").output)
-    assert data["size"] == 150 and set(data["components"]) == {"encoder", "llm", "codec"}
+    assert data["size"] == 5 * 150 + 2 * 4 + 2 and set(data["components"]) == {"encoder", "llm", "codec"}
 
 
 def test_verify_finds_a_flipped_byte(bundle: Path) -> None:
     assert edgeomni("verify", str(bundle)).exit_code == 0
-    path = bundle / "llm" / "a.onnx"
+    path = bundle / "llm" / "body.onnx"
     path.write_bytes(b"x" + path.read_bytes()[1:])
     result = edgeomni("verify", str(bundle))
-    assert result.exit_code == 1 and "llm/a.onnx" in result.stderr
+    assert result.exit_code == 1 and "llm/body.onnx" in result.stderr
     assert edgeomni("verify", str(bundle.parent / "gone")).exit_code == 1
 
 

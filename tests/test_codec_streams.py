@@ -163,7 +163,7 @@ def test_fp16_stores_half_and_computes_as_the_halved_plan(name: str, tmp_path: P
     for precision in ("fp32", "fp16"):
         (tmp_path / precision).mkdir()
         component = exported(codec, spec, tmp_path / precision, precision)
-        sizes[precision] = sum(tensor_bytes(tmp_path / precision / component.graphs["codec"]["path"]))
+        sizes[precision] = sum(tensor_bytes(tmp_path / precision / component.graphs["codec"].path))
     decoder = OrtCodec(tmp_path / "fp16", component, model_of(codec, spec).spec, SessionFactory(1))
     codes = random_codes(spec, 9)
     joined = np.concatenate(stream(decoder, codes, [9]))
@@ -198,7 +198,7 @@ def test_portable_graph_has_standard_operators_only(tmp_path: Path) -> None:
         codec, spec = reference(name)
         (tmp_path / name).mkdir()
         component = exported(codec, spec, tmp_path / name, flavour="portable")
-        graph = onnx.load(tmp_path / name / component.graphs["codec"]["path"]).graph
+        graph = onnx.load(tmp_path / name / component.graphs["codec"].path).graph
         assert {node.domain for node in graph.node} == {""}
 
 

@@ -33,18 +33,34 @@ def test_the_first_five_devices_are_there() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("cores = 6", "cores = 6\nwatts = 3"), r"\[device\].*watts"),
-        (("cores = 6", 'cores = "six"'), r"\[device\].*cores"),
-        (("cores = 6", "cores = 0"), r"\[device\].*cores.*above 0"),
-        (("cores = 6\n", ""), r"\[device\].*missing.*cores"),
-        (("[budgets]", "[limits]"), r"\[budgets\].*missing"),
-        (("rtf = 0.6", "rft = 0.6"), r"\[budgets\].*rft"),
-        (('use = "onnx:int4"', 'use = "gguf:int4"'), r"\[components.llm\].*gguf"),
-        (('use = "onnx:int4"', 'use = "onnx:int2"'), r"\[components.llm\].*int2"),
-        (('engines = ["onnxruntime"]', 'engines = ["onnxruntime", "tensorrt"]'), r"tensorrt"),
-        (('engine = "onnxruntime"', 'engine = "torch"'), r"\[run\].*torch"),
-        (("[components.codec]", "[components.vocoder]"), r"\[components\].*codec"),
+        (("cores = 6", "cores = 6\nwatts = 3"), r"unknown key.*\$\.device\.watts"),
+        (("cores = 6", 'cores = "six"'), r"\$\.device\.cores: Expected `int`, got `str`"),
+        (("cores = 6", "cores = 0"), r"\$\.device\.cores: Expected `int` >= 1"),
+        (("cores = 6\n", ""), r"\$\.device: .*missing required field `cores`"),
+        (("[budgets]", "[limits]"), r"unknown key.*\$\.limits"),
+        (("rtf = 0.6", "rft = 0.6"), r"unknown key.*\$\.budgets\.rft"),
+        (('use = "onnx:int4"', 'use = "gguf:int4"'), r"\$\.components\.llm\.use: .*gguf"),
+        (('use = "onnx:int4"', 'use = "onnx:int2"'), r"\$\.components\.llm\.use: .*int2"),
+        (
+            ('engines = ["onnxruntime"]', 'engines = ["onnxruntime", "tensorrt"]'),
+            r"encoder\.engines: 'tensorrt' runs no",
+        ),
+        (('engine = "onnxruntime"', 'engine = "torch"'), r"\$\.run\.engine: 'torch' runs no exported format"),
+        (("[components.codec]", "[components.vocoder]"), r"\$\.components: must have exactly encoder, llm, codec"),
         (("title = ", "title == "), "not valid TOML"),
+        (
+            ('engines = ["onnxruntime"]', 'engines = ["onnxruntime", "torch"]'),
+            r"engines: 'torch' runs no exported",
+        ),
+        (('precisions = ["fp32", "fp16"]', 'precisions = ["fp32", "int2"]'), r"codec\.precisions: 'int2'"),
+        (("ttfa_s = 2.0", "ttfa_s = nan"), r"\$\.budgets\.ttfa_s: must be a finite number"),
+        (("ttfa_s = 2.0", "ttfa_s = 0"), r"\$\.budgets\.ttfa_s: Expected `float` > 0"),
+        (("cores = 6", "cores = true"), r"\$\.device\.cores: Expected `int`, got `bool`"),
+        (("cores = 6", f"cores = {10**30}"), r"\$\.device\.cores: must be a number below"),
+        (("cores = 6", "cores = 6\ncores = 6"), "not valid TOML"),
+        (("title = ", 'schema = "2.0"\ntitle = '), r"\$\.schema: .*newer than 1\.0.*; update EdgeOmni"),
+        (("title = ", 'schema = "0.9"\ntitle = '), r"\$\.schema: .*older than 1\.0"),
+        (("title = ", 'name = "x"\ntitle = '), r"unknown key.*\$\.name"),
         (('matches = ["avx2"]', 'matches = ["avx2"]\ncolour = "red"'), "colour"),
     ],
 )
@@ -55,6 +71,37 @@ def test_a_mistake_is_refused_by_file_and_key(tmp_path: Path, change: tuple[str,
     with pytest.raises(ProfileError, match=said) as caught:
         load_profile(str(path))
     assert "mine.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"\xef\xbb\xbf" + TEXT.encode(), "byte order mark"),
+        (TEXT.encode() + b"\xff", "is not UTF-8"),
+        (b"a = " + b"[" * 5000, "nested too deeply|not valid TOML"),
+        (b"a = " + b"9" * 5000, "not valid TOML"),
+    ],
+)
+def test_what_is_no_toml_is_refused(tmp_path: Path, raw: bytes, said: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(raw)
+    with pytest.raises(ProfileError, match=f"mine.toml: .*({said})"):
+        load_profile(str(path))
+
+
+def test_unknown_keys_of_a_newer_minor_version_are_told_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'schema = "1.7"\ncolour = "red"\n' + TEXT.replace("cores = 6", "cores = 6\nfans = 2"), encoding="utf-8"
+    )
+    with caplog.at_level("WARNING", "edgeomni"):
+        profile = load_profile(str(path))
+    assert profile.device == load_profile("x86-avx2").device
+    (record,) = caplog.records
+    assert "mine.toml" in record.getMessage() and "$.colour, $.device.fans" in record.getMessage()
 
 
 def test_a_profile_by_path_and_unknown_names(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ class Variant(torch.nn.Module):
 def test_every_stored_tensor_is_accounted_for(tiny_model: Any, tmp_path: Path) -> None:
     for precision in ("fp32", "fp16", "int8"):
         component = load("onnx").export(tiny_model, "encoder", tmp_path / precision, precision)
-        path = tmp_path / precision / component.graphs["encoder"]["path"]
+        path = tmp_path / precision / component.graphs["encoder"].path
         expected = reread._Expected(tiny_model, schemes_for("encoder", precision))
         unknown = [n for n, found in reread.tensors(path) if found.nbytes > 64 and not expected.bytes_of(n)]
         assert unknown == []
@@ -124,7 +124,7 @@ def test_exporting_twice_gives_the_same_bytes(tiny_model: Any, tmp_path: Path) -
 
 def test_portable_flavour_uses_standard_operators_only(tiny_model: Any, tmp_path: Path) -> None:
     component = load("onnx").export(tiny_model, "encoder", tmp_path, "int8", flavour="portable")
-    model = onnx.load(tmp_path / component.graphs["encoder"]["path"])
+    model = onnx.load(tmp_path / component.graphs["encoder"].path)
     assert {node.domain for node in model.graph.node} == {""}
     onnx.checker.check_model(model)
 

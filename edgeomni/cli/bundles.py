@@ -1,4 +1,4 @@
-"""`edgeomni inspect` and `edgeomni verify`."""
+"""`edgeomni inspect`. All text of a bundle goes through `plain`, so that it is shown and commands nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
-from ..bundle import Bundle
+from ..bundle import Bundle, Port
 from ..engines import COMPONENTS
 from .common import console
+from .terminal import plain
 
 _INDEX = re.compile(r"(\.\d+(x\d+)?)+\b")
 """The numbers in names like past_key.0 and tail.64x1."""
@@ -32,14 +34,6 @@ def inspect_(bundle: str, as_json: bool) -> None:
         out.print(table)
 
 
-@click.command("verify")
-@click.argument("bundle")
-def verify_(bundle: str) -> None:
-    """Check every file of BUNDLE against its recorded SHA-256 (exit 1 where one differs)."""
-    opened = Bundle.open(bundle, hashes=True)
-    click.echo(f"{bundle}: {len(opened.entries())} files, {opened.size / 1e6:.1f} MB, all as recorded")
-
-
 def describe(bundle: Bundle) -> dict[str, Any]:
     return {**bundle.manifest.to_dict(), "size": bundle.size, "digest": bundle.digest}
 
@@ -53,13 +47,14 @@ def tables(bundle: Bundle) -> Iterator[Table]:
 
 
 def _components(bundle: Bundle) -> Table:
-    table = Table("component", "engine", "format", "precision", "stored as", title=str(bundle.path))
+    table = Table("component", "engine", "format", "precision", "stored as", title=plain(bundle.path))
     table.add_column("MB", justify="right")
     for name in COMPONENTS:
         part = bundle.manifest.components[name]
         stored = ", ".join(f"{group} {scheme}" for group, scheme in part.scheme.items())
         size = sum(f.size for f in part.files) / 1e6
-        table.add_row(name, part.engine, part.format, part.precision, stored, f"{size:.2f}")
+        cells = name, part.engine, part.format, part.precision, stored, f"{size:.2f}"
+        table.add_row(*map(plain, cells))
     table.add_row("total", "", "", "", "", f"{bundle.size / 1e6:.2f}")
     return table
 
@@ -69,39 +64,36 @@ def _graphs(bundle: Bundle) -> Table:
     for name in COMPONENTS:
         part = bundle.manifest.components[name]
         for role, graph in part.graphs.items():
-            table.add_row(f"{name}/{role}", graph["path"], _signature(graph["inputs"]), _signature(graph["outputs"]))
+            table.add_row(
+                plain(f"{name}/{role}"), plain(graph.path), _signature(graph.inputs), _signature(graph.outputs)
+            )
     return table
 
 
-def _signature(ports: Any) -> str:
-    """Ports as the exporter wrote them; past_key.0, past_key.1, ... are shown once."""
-    items = ports.items() if isinstance(ports, dict) else ((p, "") if isinstance(p, str) else _port(p) for p in ports)
+def _signature(ports: list[Port]) -> Text:
+    """One line per input or output; past_key.0, past_key.1, ... are shown once."""
     shown: dict[str, set[str]] = {}
-    for name, shape in items:
-        shown.setdefault(_INDEX.sub(".*", name), set()).add(_shape(shape))
-    return "\n".join(f"{n} {s.pop() if len(s) == 1 else '(several shapes)'}".strip() for n, s in shown.items())
-
-
-def _port(port: Any) -> tuple[str, Any]:
-    if isinstance(port, dict):
-        return str(port.get("name")), port.get("shape", "")
-    return str(port[0]), list(port[1:])
-
-
-def _shape(shape: Any) -> str:
-    if isinstance(shape, dict):
-        return f"{shape.get('dtype', '')} {shape.get('shape', '')}".strip()
-    return str(shape).replace("'", "") if shape != "" else ""
+    for port in ports:
+        shown.setdefault(_INDEX.sub(".*", port.name), set()).add(f"{port.dtype} {port.shape}".replace("'", ""))
+    lines = [plain(f"{name} {s.pop() if len(s) == 1 else '(several shapes)'}") for name, s in shown.items()]
+    return Text("\n").join(lines)
 
 
 def gate_table(gate: dict[str, Any]) -> Table:
-    """The gate's figures as bundle.json holds them."""
+    """The gate's figures as bundle.json holds them; entries of another form are left out."""
     table = Table("part", "figure", "value", "wanted", "", title="gate")
     for part in ("fidelity", "quality"):
-        for name, entry in gate.get(part, {}).items():
-            limits = [f"{k.replace('_', ' ')} {v:g}" for k, v in entry.items() if k.startswith("at_") and v is not None]
-            table.add_row(part, name, _number(entry["value"]), ", ".join(limits), entry["verdict"])
+        figures = gate.get(part)
+        for name, entry in figures.items() if isinstance(figures, dict) else ():
+            if isinstance(entry, dict):
+                limits = [f"{k.replace('_', ' ')} {_number(v)}" for k, v in entry.items() if _is_limit(k, v)]
+                cells = part, name, _number(entry.get("value", "")), ", ".join(limits), entry.get("verdict", "")
+                table.add_row(*map(plain, cells))
     return table
+
+
+def _is_limit(key: str, value: Any) -> bool:
+    return key.startswith("at_") and value is not None
 
 
 def _number(value: Any) -> str:
@@ -111,7 +103,7 @@ def _number(value: Any) -> str:
 def _pairs(title: str, data: dict[str, Any]) -> Table:
     table = Table("", "", title=title, show_header=False)
     for key, value in _flat(data):
-        table.add_row(key, value)
+        table.add_row(plain(key), plain(value))
     return table
 
 

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from ..errors import EdgeOmniError, UsageError
+from .terminal import visible
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,7 +24,7 @@ COMMANDS = {
     "export": "export",
     "run": "run",
     "inspect": "bundles",
-    "verify": "bundles",
+    "verify": "verify",
     "profile": "profile",
     "demo": "demo",
     "doctor": "doctor",
@@ -62,7 +63,7 @@ class CommandGroup(click.Group):
 
 class _Failure(click.ClickException):
     def __init__(self, exc: Exception) -> None:
-        super().__init__(_describe(exc))
+        super().__init__(visible(_describe(exc)))
         self.exit_code = exc.exit_code if isinstance(exc, EdgeOmniError) else 1  # type: ignore[misc]
 
 
@@ -82,7 +83,7 @@ def plain_messages() -> Iterator[None]:
     logger, handler = logging.getLogger("edgeomni"), _Stderr()
     logger.addHandler(handler)
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_args, **_kw: click.echo(f"warning: {message}", err=True)
+        warnings.showwarning = lambda message, *_args, **_kw: click.echo(visible(f"warning: {message}"), err=True)
         try:
             yield
         finally:
@@ -91,7 +92,7 @@ def plain_messages() -> Iterator[None]:
 
 class _Stderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
+        click.echo(visible(f"{record.levelname.lower()}: {record.getMessage()}"), err=True)
 
 
 def console(*, err: bool = False) -> Console:

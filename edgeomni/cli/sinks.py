@@ -18,6 +18,7 @@ from ..audio import WavWriter, to_pcm16
 from ..errors import EngineError, UsageError
 from ..spec import AUDIO_OUT
 from .common import fresh
+from .terminal import answer_text
 
 STDOUT = "-"
 
@@ -62,7 +63,7 @@ class Sinks:
     def text(self, delta: str) -> None:
         """Text goes to stdout, unless stdout carries the sound. A reader that leaves does not cost the sound file."""
         try:
-            click.echo(delta, nl=False, err=self._raw)
+            click.echo(answer_text(delta), nl=False, err=self._raw)
         except BrokenPipeError:
             if self._wav is None and self._speaker is None:
                 raise

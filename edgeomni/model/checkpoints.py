@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import CheckpointError, SpecError, UsageError
-from ..spec import OmniSpec
-from . import mini_omni, presets
+from ..errors import CheckpointError, EdgeOmniError, SpecError, UsageError
+from ..schema import Source, parse_json, read_bytes, short
+from . import codecs, mini_omni, own_config, presets
 from .compose import compose
 from .omni import OmniModel, fill, skeleton
+from .own_config import FORMAT, VERSION, OwnConfig
 from .presets import preset
 from .tensors import differences, digest, read_safetensors, refuse, shapes_of
 
 __all__ = ["compose", "kind_of", "load", "preset", "save", "save_preset"]
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-FORMAT, VERSION = "edgeomni-checkpoint", 1
 PARTS = ("encoder", "llm", "codec")
 
 
@@ -58,6 +59,8 @@ def load(source: str | os.PathLike[str], *, device: str = "cpu") -> OmniModel:
     kind = kind_of(directory)
     readers = {"edgeomni": _load_own, "mini-omni": mini_omni.load, "parts": _load_parts, "preset": _load_preset}
     if kind is None:
+        if (directory / CONFIG).exists() and (directory / WEIGHTS).exists():
+            _config_data(directory / CONFIG)  # raises where it is our own, but damaged
         raise CheckpointError(
             f"{directory}: no checkpoint layout that EdgeOmni knows: its own ({CONFIG} + {WEIGHTS}), the released "
             f"Mini-Omni files ({mini_omni.WEIGHTS}, {mini_omni.CONFIG}, ...), or parts in "
@@ -97,16 +100,18 @@ def save_preset(name: str, seed: int, directory: str | os.PathLike[str], *, forc
 
 
 def _load_own(directory: Path) -> OmniModel:
-    config = _own_config(directory / CONFIG)
-    model = skeleton(OmniSpec.from_dict(config["spec"]), config["codec"])
+    config = own_config.read(directory / CONFIG)
+    if isinstance(config, own_config.RecipeConfig):  # the file changed since `kind_of` read it
+        return preset(config.preset, config.seed)
+    model = _own_skeleton(config, directory / WEIGHTS)
     tensors = read_safetensors(directory / WEIGHTS)
     refuse(str(directory / WEIGHTS), differences(shapes_of(model.state_dict()), shapes_of(tensors)))
     fill(model, tensors)
     tokenizer = directory / TOKENIZER
     model.tokenizer_json = tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None
     hashed = [p for p in (directory / CONFIG, directory / WEIGHTS, tokenizer) if p.is_file()]
-    model.provenance = {**config["provenance"], "source_hash": digest(hashed)}
-    model.licences = dict(config["licences"])
+    model.provenance = {**config.provenance, "source_hash": digest(hashed)}
+    model.licences = dict(config.licences)
     return model
 
 
@@ -116,29 +121,69 @@ def _load_parts(directory: Path) -> OmniModel:
 
 
 def _load_preset(directory: Path) -> OmniModel:
-    config = _peek(directory / CONFIG)
-    return preset(config["preset"], config.get("seed", 0))
+    config = own_config.read(directory / CONFIG)
+    assert isinstance(config, own_config.RecipeConfig)
+    if config.preset not in presets.PRESETS:
+        known = ", ".join(presets.PRESETS)
+        raise CheckpointError(f"{directory / CONFIG}: $.preset is {short(config.preset)}; known are {known}")
+    return preset(config.preset, config.seed)
 
 
-def _own_config(path: Path) -> dict[str, Any]:
-    config = _peek(path)
-    if config.get("version") != VERSION:
+def _own_skeleton(config: OwnConfig, weights: Path) -> OmniModel:
+    """The model without its weights. Its sizes are held against the weight file's header before anything is built."""
+    stored = _stored_shapes(weights)
+    layers = config.spec.encoder.layers + config.spec.body.layers + config.spec.tts_layers
+    if max([layers, *own_config.codec_layers(config.codec)]) > len(stored):
         raise CheckpointError(
-            f"{path}: layout version {config.get('version')!r}, this EdgeOmni reads {VERSION}; make it again with "
-            "`edgeomni init`"
+            f"{weights}: {len(stored)} tensors are too few for the layers that {CONFIG} tells of; use the files of one "
+            "checkpoint"
         )
-    needed = ("spec", "codec", "provenance", "licences")
-    if missing := [key for key in needed if not isinstance(config.get(key), dict)]:
-        raise CheckpointError(f"{path}: section(s) {', '.join(missing)} missing; copy the checkpoint again")
-    return config
+    try:
+        _check_codec(config, weights, stored)
+        model = skeleton(config.spec, config.codec)
+    except EdgeOmniError:
+        raise
+    except Exception as exc:  # transformers and snac raise whatever happens to them with a configuration out of joint
+        raise CheckpointError(
+            f"{weights.with_name(CONFIG)}: no model can be built of it ({type(exc).__name__}: {exc}); copy the "
+            "checkpoint again"
+        ) from exc
+    refuse(str(weights), differences(shapes_of(model.state_dict()), stored))
+    return model
+
+
+def _check_codec(config: OwnConfig, weights: Path, stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError unless the codec's configuration fits file and spec; `skeleton` allocates codecs."""
+    with torch.device("meta"):
+        shapes = shapes_of(codecs.build(config.codec).state_dict())
+    expected = {f"codec.{name}": shape for name, shape in shapes.items()}
+    refuse(str(weights), differences(expected, {n: s for n, s in stored.items() if n.startswith("codec.")}))
+    if (given := codecs.spec_of(config.codec)) != config.spec.codec:
+        raise CheckpointError(f"{weights.with_name(CONFIG)}: $.codec is {given}, $.spec.codec is {config.spec.codec}")
+
+
+def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes in the header of a safetensors file, the tensors left unread. Raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as f:
+            return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, OSError, ValueError) as exc:
+        raise CheckpointError(f"{path}: damaged or truncated ({exc}); download or copy it again") from exc
 
 
 def _peek(path: Path) -> dict[str, Any]:
+    """A configuration that may be anyone's; {} where there is none that could be read."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _config_data(path)
+    except CheckpointError:
         return {}  # not ours to judge: an unknown layout is reported as such
-    return config if isinstance(config, dict) else {}
+
+
+def _config_data(path: Path) -> dict[str, Any]:
+    source = Source(str(path), CheckpointError, "copy the checkpoint again")
+    return parse_json(read_bytes(path, source), source)
 
 
 def _write_config(target: Path, config: Mapping[str, Any]) -> None:

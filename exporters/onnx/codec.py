@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
-from edgeomni.bundle import Component, describe_files
+from edgeomni.bundle import Component, GraphEntry, describe_files
 from edgeomni.exporters.onnx import codec_attention, snake
 from edgeomni.exporters.onnx.codec_attention import END
 from edgeomni.exporters.onnx.graph import FLOAT, INT64, Graph, signature
@@ -49,7 +49,7 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, flavour:
         format="onnx",
         precision=precision,
         scheme={group: str(scheme) for group, scheme in schemes.items()},
-        graphs={"codec": {"path": path, **signature(files[0])}},
+        graphs={"codec": GraphEntry(path, *signature(files[0]))},
         meta={"flavour": flavour, **builder.meta()},
         files=describe_files(root, files),
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeomni.arrays import F32
-from edgeomni.bundle import Component, describe_files
+from edgeomni.bundle import Component, GraphEntry, describe_files
 from edgeomni.exporters.onnx.graph import FLOAT, INT64, MS, Graph, signature
 from edgeomni.exporters.onnx.kernels import dequantized
 from edgeomni.exporters.onnx.reread import packed_parts
@@ -45,7 +45,7 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, flavour:
         format="onnx",
         precision=precision,
         scheme={group: str(scheme) for group, scheme in schemes.items()},
-        graphs={"encoder": {"path": path, **signature(files[0])}},
+        graphs={"encoder": GraphEntry(path, *signature(files[0]))},
         meta={"flavour": flavour},
         files=describe_files(root, files),
     )

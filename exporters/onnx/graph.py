@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeomni.arrays import F32
+from edgeomni.bundle import Port
 from edgeomni.quantize.schemes import Packed
 
 MS = "com.microsoft"
@@ -173,18 +174,18 @@ def _external(name: str, value: Any, location: str, offset: int, size: int) -> o
     return tensor
 
 
-def signature(path: Path) -> dict[str, Any]:
-    """I/O signature of an ONNX file, without its weights: {"inputs": [{name, dtype, shape}], "outputs": [...]}."""
+def signature(path: Path) -> tuple[list[Port], list[Port]]:
+    """Inputs and outputs of an ONNX file, read without its weights."""
     graph = onnx.load(path, load_external_data=False).graph
 
-    def describe(values: Any) -> list[dict[str, Any]]:
+    def describe(values: Any) -> list[Port]:
         return [
-            {
-                "name": v.name,
-                "dtype": TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower(),
-                "shape": [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim],
-            }
+            Port(
+                name=v.name,
+                dtype=TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower(),
+                shape=[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim],
+            )
             for v in values
         ]
 
-    return {"inputs": describe(graph.input), "outputs": describe(graph.output)}
+    return describe(graph.input), describe(graph.output)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from edgeomni.bundle import Component, describe_files
+from edgeomni.bundle import Component, GraphEntry, describe_files
 from edgeomni.exporters.onnx.attention import Rope
 from edgeomni.exporters.onnx.body import Stack, Weights, build
 from edgeomni.exporters.onnx.graph import FLOAT, Graph, signature
@@ -51,7 +51,7 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, flavour:
         format="onnx",
         precision=precision,
         scheme={group: str(scheme) for group, scheme in schemes.items() if group in _used(model)},
-        graphs={role: {"path": p.relative_to(root).as_posix(), **signature(p)} for role, p in graphs.items()},
+        graphs={role: GraphEntry(p.relative_to(root).as_posix(), *signature(p)) for role, p in graphs.items()},
         meta={"flavour": flavour, "attention": attention, "context": model.spec.context, "tables": tables},
         files=describe_files(root, files),
     )

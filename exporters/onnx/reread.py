@@ -40,11 +40,11 @@ def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
     wanted = _codec_bytes(model, component) if component.name == "codec" else _expected(model, component).bytes_of
     wrong = []
     for role, graph in component.graphs.items():
-        for name, found in tensors(root / graph["path"]):
+        for name, found in tensors(root / graph.path):
             layouts = wanted(name)
             if layouts is not None and not any(np.array_equal(found, layout) for layout in layouts):
                 wrong.append(f"{role}:{name}")
-    compared = {f"{graph['path']}.data" for graph in component.graphs.values()}
+    compared = {f"{graph.path}.data" for graph in component.graphs.values()}
     for part, table in component.meta.get("tables", {}).items():
         if table["file"] not in compared:
             wrong += [f"embedding_{part}:{field}" for field in _altered_table(model, component, root, part, table)]

@@ -51,7 +51,7 @@ def _open(bundle: Bundle, name: str, options: OpenOptions, *, exact: bool) -> An
     from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 
     component = bundle.manifest.components[name]
-    graphs = [bundle.file(component.graphs[role]["path"]) for role in ("body", "tts") if role in component.graphs]
+    graphs = [bundle.file(component.graphs[role].path) for role in ("body", "tts") if role in component.graphs]
     sessions = SessionFactory(options.threads, options.device, exact=graphs if exact else ())
     adapters: dict[str, Any] = {"encoder": OrtEncoder, "llm": OrtLanguageModel, "codec": OrtCodec}
     return adapters[name](bundle.path, component, bundle.spec, sessions)

@@ -25,7 +25,7 @@ class OrtCodec(StreamingCodec):
         meta = component.meta
         noise = tuple((pace["scale"], pace["lag"]) for pace in meta["noise"])
         super().__init__(spec.codec, Timing(meta["first_push"], meta["push_multiple"], meta["lag_samples"], noise))
-        self._session = sessions.open(bundle_path / component.graphs["codec"]["path"])
+        self._session = sessions.open(bundle_path / component.graphs["codec"].path)
         self._device = getattr(sessions, "device", "cpu")
         self._states = [state["name"] for state in meta["states"]]
         self._initial = {s["name"]: self._value(np.zeros(s["shape"], s["dtype"])) for s in meta["states"]}

@@ -27,7 +27,7 @@ def wrong_kernels(bundle: Bundle, component: Component) -> int | None:
     for role, graph in component.graphs.items():
         schemes = [parse(component.scheme[g]) for g in GROUPS_OF_GRAPH[role] if g in component.scheme]
         if any(s.kind not in ("fp32", "fp16") for s in schemes):
-            wrong += count_wrong(schemes, optimized_ops(bundle.file(graph["path"])))
+            wrong += count_wrong(schemes, optimized_ops(bundle.file(graph.path)))
     return wrong
 
 

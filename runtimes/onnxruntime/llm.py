@@ -58,7 +58,7 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
         self._spec, self._context = spec, int(component.meta["context"])
         order = sorted(component.graphs, key=lambda role: not role.endswith("head"))
         # Heads first: while a weight is packed it is in memory twice, and theirs are the largest.
-        graphs = {role: sessions.open(path / component.graphs[role]["path"]) for role in order}
+        graphs = {role: sessions.open(path / component.graphs[role].path) for role in order}
         self._text_head, self._audio_head = graphs["text_head"], graphs["audio_head"]
         kind = component.meta["attention"]
         self._stacks = tuple(

@@ -1,0 +1,62 @@
+"""`edgeomni verify`: is the bundle as its exporter wrote it, and can its graphs be opened at all?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from ..bundle import Bundle
+from ..errors import BundleError
+from .opening import open_apart
+from .terminal import visible
+
+
+@click.command("verify")
+@click.argument("bundle")
+@click.option("--load", is_flag=True, help="Open each graph too, in a process of its own, which may crash.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, also for a failure.")
+def verify_(bundle: str, load: bool, as_json: bool) -> None:
+    """Check every file of BUNDLE against its recorded SHA-256 (exit 1 where one differs).
+
+    Hashes show that the files are as the exporter wrote them. They do not show who the exporter was, nor that the
+    graphs are harmless: a graph from a stranger can crash the engine that opens it, which --load tries safely.
+    """
+    report: dict[str, Any] = {"bundle": bundle}
+    try:
+        _verify(bundle, load, report)
+    except BundleError as exc:
+        if as_json:
+            click.echo(json.dumps({**report, "passed": False, "error": str(exc)}))
+        raise
+    click.echo(json.dumps({**report, "passed": True}) if as_json else _text(report))
+
+
+def _verify(path: str, load: bool, report: dict[str, Any]) -> None:
+    """Fills `report` as far as the checks come. Raises BundleError for the first kind of fault found."""
+    bundle = Bundle.open(path, hashes=True)
+    report |= {"files": len(bundle.entries()), "bytes": bundle.size, "digest": bundle.digest}
+    if load:
+        report["graphs"] = {}
+        for name, fault in _opened(bundle):
+            report["graphs"][name] = fault or "opened"
+        if failed := [f"{name} {fault}" for name, fault in report["graphs"].items() if fault != "opened"]:
+            raise BundleError(
+                f"{path}: its files are as recorded, but of its graphs {len(failed)} could not be opened: "
+                f"{'; '.join(failed)}. Do not run this bundle; export the checkpoint again"
+            )
+
+
+def _opened(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """Name of each graph, and what happened to the process that opened it; "" where all went well."""
+    for component in bundle.manifest.components.values():
+        for role, graph in component.graphs.items():
+            yield f"{component.name}/{role}", open_apart(component.engine, bundle.file(graph.path))
+
+
+def _text(report: dict[str, Any]) -> str:
+    line = f"{report['bundle']}: {report['files']} files, {report['bytes'] / 1e6:.1f} MB, all as recorded"
+    graphs = report.get("graphs", {})
+    return visible(line + (f"; {len(graphs)} graphs opened" if graphs else ""))

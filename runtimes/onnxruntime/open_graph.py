@@ -1,0 +1,24 @@
+"""Opens one ONNX graph and ends: `python -m edgeomni.runtimes.onnxruntime.open_graph FILE`, for `edgeomni verify`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from edgeomni.errors import EdgeOmniError
+
+
+def main(path: str) -> int:
+    """0 when the graph opens; 1 with the engine's message on stderr. What aborts the engine ends the process."""
+    try:
+        from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
+
+        SessionFactory(threads=1).open(Path(path))
+    except EdgeOmniError as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
