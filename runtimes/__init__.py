@@ -12,13 +12,17 @@ What an engine's folder offers (the gate and `open_components` ask for it by the
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
 
 from edgeomni.bundle import Bundle
 from edgeomni.components import Components, OpenOptions
-from edgeomni.engines import Engine, engine_of, engines_for
+from edgeomni.engines import COMPONENTS, Engine, engine_of, engines_for
 from edgeomni.errors import UsageError
+
+_log = logging.getLogger("edgeomni")
 
 
 def runtime_of(engine: Engine) -> ModuleType:
@@ -52,9 +56,27 @@ def open_components(bundle: Bundle, options: OpenOptions | None = None, engine: 
     EngineError for an engine that is not installed or cannot load its graphs.
     """
     options = options or OpenOptions()
-    # Components of one bundle may run on different engines, so each is opened on its own.
-    encoder, llm, codec = (
-        runtime_of(chosen_engine(bundle, name, engine)).open_component(bundle, name, options)
-        for name in ("encoder", "llm", "codec")
-    )
-    return Components(encoder, llm, codec)
+    engines = {name: chosen_engine(bundle, name, engine) for name in COMPONENTS}
+    _tell_of_other_versions(bundle, engines.values())
+    opened = {name: runtime_of(engine).open_component(bundle, name, options) for name, engine in engines.items()}
+    return Components(opened["encoder"], opened["llm"], opened["codec"])
+
+
+def versions_of(engines: Iterable[Engine]) -> dict[str, str]:
+    """Engine -> version of its library on this machine."""
+    return {engine.name: runtime_of(engine).version() for engine in engines}
+
+
+def _tell_of_other_versions(bundle: Bundle, engines: Iterable[Engine]) -> None:
+    """Warns where the gate judged the bundle with another version of an engine than this machine has."""
+    judged = bundle.manifest.gate.get("engines", {})
+    for name, here in versions_of(engines).items():
+        if isinstance(judged, dict) and judged.get(name, here) != here:
+            _log.warning(
+                "this bundle was judged with %s %s, and this machine has %s, which may round otherwise; "
+                "`edgeomni verify %s --gate` shows whether it chooses otherwise",
+                name,
+                judged[name],
+                here,
+                bundle.path,
+            )

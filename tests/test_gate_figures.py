@@ -291,6 +291,17 @@ def test_a_recording_that_cannot_be_used_is_named(bundle: Bundle, tmp_path: Path
         run.replayed(broken, runtimes.open_components(bundle))
 
 
+def test_another_engine_version_is_told_when_the_bundle_is_opened(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtimes.open_components(bundle)
+    assert not caplog.records
+    other = replace(bundle.manifest, gate={**bundle.manifest.gate, "engines": {"onnxruntime": "1.2.3"}})
+    runtimes.open_components(Bundle(bundle.path, other))
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "onnxruntime 1.2.3" in told and f"edgeomni verify {bundle.path} --gate" in told
+
+
 def test_decided_counts_disagreements_and_near_ties_apart() -> None:
     ids = np.array([[3, 1, 2], [3, 1, 2], [3, 1, 2], [3, 1, 2]], np.int32)
     logits = np.array([[9.0, 8.9, 5.0]] * 4, np.float32)

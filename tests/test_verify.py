@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,38 @@ def break_split(graph: Any) -> None:
 
 def break_input(graph: Any) -> None:
     graph.node[0].input[0] = "nowhere"
+
+
+def test_the_gate_is_replayed_without_torch(exported: Path) -> None:
+    code = f"from edgeomni.cli import main; main(['verify', {str(exported)!r}, '--gate'])"
+    check = f"import sys\ntry:\n    {code}\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+    done = subprocess.run(
+        [sys.executable, "-c", check + "assert 'torch' not in sys.modules"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "llm.top1" in done.stdout and "all as recorded" in done.stdout
+    report = json.loads(verify(str(exported), "--gate", "--json").stdout)
+    assert report["gate"]["passed"] is True and report["gate"]["device"]["llm.top1"]["value"] == 1
+
+
+def test_a_device_that_chooses_otherwise_exits_with_3(exported: Path, tmp_path: Path) -> None:
+    """Another answer is recorded, hashes made to fit: this machine then chooses otherwise than the record."""
+    copied = Path(shutil.copytree(exported, tmp_path / "copy"))
+    path = copied / "reference.npz"
+    with np.load(path) as arrays:
+        changed = {name: np.roll(a, 1, axis=-1) if name == "ids.audio3" else a for name, a in arrays.items()}
+    with path.open("wb") as file:
+        np.savez(file, **changed)
+    manifest = json.loads((copied / "bundle.json").read_text())
+    manifest["reference"] |= {
+        "size": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    (copied / "bundle.json").write_text(json.dumps(manifest))
+    result = verify(str(copied), "--gate", "--json")
+    assert result.exit_code == 3
+    report = json.loads(result.stdout)
+    assert report["passed"] is False and "device llm.top1 is" in report["error"]
 
 
 def test_a_whole_bundle(exported: Path) -> None:

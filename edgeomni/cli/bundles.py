@@ -82,7 +82,7 @@ def _signature(ports: list[Port]) -> Text:
 def gate_table(gate: dict[str, Any]) -> Table:
     """The gate's figures as bundle.json holds them; entries of another form are left out."""
     table = Table("part", "figure", "value", "wanted", "", title="gate")
-    for part in ("fidelity", "quality"):
+    for part in ("fidelity", "quality", "device"):
         figures = gate.get(part)
         for name, entry in figures.items() if isinstance(figures, dict) else ():
             if isinstance(entry, dict):

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from ..bundle import Bundle
-from ..errors import BundleError
+from ..errors import BundleError, GateError
+from .bundles import gate_table
+from .common import console
 from .opening import open_apart
 from .terminal import visible
 
@@ -17,17 +19,21 @@ from .terminal import visible
 @click.command("verify")
 @click.argument("bundle")
 @click.option("--load", is_flag=True, help="Open each graph too, in a process of its own, which may crash.")
+@click.option("--gate", is_flag=True, help="Replay what the export gave when it was judged, and compare (exit 3).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, also for a failure.")
-def verify_(bundle: str, load: bool, as_json: bool) -> None:
+def verify_(bundle: str, load: bool, gate: bool, as_json: bool) -> None:
     """Check every file of BUNDLE against its recorded SHA-256 (exit 1 where one differs).
 
     Hashes show that the files are as the exporter wrote them. They do not show who the exporter was, nor that the
     graphs are harmless: a graph from a stranger can crash the engine that opens it, which --load tries safely.
+    --gate needs no torch. It shows whether this machine's engine chooses as the one did that judged the bundle.
     """
     report: dict[str, Any] = {"bundle": bundle}
     try:
         _verify(bundle, load, report)
-    except BundleError as exc:
+        if gate:
+            _replay(bundle, report, quiet=as_json)
+    except (BundleError, GateError) as exc:
         if as_json:
             click.echo(json.dumps({**report, "passed": False, "error": str(exc)}))
         raise
@@ -47,6 +53,28 @@ def _verify(path: str, load: bool, report: dict[str, Any]) -> None:
                 f"{path}: its files are as recorded, but of its graphs {len(failed)} could not be opened: "
                 f"{'; '.join(failed)}. Do not run this bundle; export the checkpoint again"
             )
+
+
+def _replay(path: str, report: dict[str, Any], quiet: bool) -> None:
+    """Raises GateError where this machine chooses otherwise than the one that judged the bundle."""
+    from ..gate.run import replayed
+    from ..runtimes import open_components
+
+    bundle = Bundle.open(path)
+    verdict = replayed(bundle, open_components(bundle))
+    report["gate"] = verdict.to_dict()
+    if not quiet:
+        console().print(gate_table(report["gate"]))
+    then, now = (_versions(verdict.details["engines"][when]) for when in ("then", "now"))
+    verdict.enforce(
+        f"{path}: this machine",
+        f"The bundle was judged with {then}, and this machine has {now}. Install the version that judged it, or export "
+        "again and judge with the version that will run it",
+    )
+
+
+def _versions(engines: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in engines.items()) or "an engine of unknown version"
 
 
 def _opened(bundle: Bundle) -> Iterator[tuple[str, str]]:

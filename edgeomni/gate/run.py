@@ -56,8 +56,7 @@ def replayed(bundle: Bundle, components: Components) -> Report:
 
 def versions_of(bundle: Bundle) -> dict[str, str]:
     """Engine -> version of its library, for the engines that run this bundle here."""
-    engines = {e.name: e for e in (runtimes.chosen_engine(bundle, name) for name in bundle.manifest.components)}
-    return {name: runtimes.runtime_of(engine).version() for name, engine in engines.items()}
+    return runtimes.versions_of(runtimes.chosen_engine(bundle, name) for name in bundle.manifest.components)
 
 
 def _verdict(bundle: Bundle, measured: figures.Measured, options: GateOptions, **how: Any) -> Report:
