@@ -38,13 +38,18 @@ def read(path: str | os.PathLike[str], rate: int, channel: int | None = None) ->
     samples, source_rate = _decode(file)
     name = str(path)
     mono = _to_mono(name, samples, channel)
-    if not RATES_HZ[0] <= source_rate <= RATES_HZ[1]:
-        raise AudioError(
-            f"{name}: sample rate {source_rate} Hz lies outside {RATES_HZ[0]}-{RATES_HZ[1]} Hz; "
-            f"resample it first, for instance `sox {file.name} -r {rate} out.wav`"
-        )
+    check_rate(source_rate, name)
     check(mono, name)
     return resample(mono, source_rate, rate)
+
+
+def check_rate(rate: int, name: str) -> None:
+    """Raises AudioError where `rate` in Hz is no rate at which speech is recorded."""
+    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or not RATES_HZ[0] <= rate <= RATES_HZ[1]:
+        raise AudioError(
+            f"{name}: sample rate {rate} Hz is not a whole number within {RATES_HZ[0]}-{RATES_HZ[1]} Hz; state the "
+            "rate at which it was recorded, or resample it first, for instance with `sox IN.wav -r 16000 OUT.wav`"
+        )
 
 
 def check(samples: F32, name: str = "audio") -> None:

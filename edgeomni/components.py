@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .arrays import F32, I32, I64
+from .interrupt import Interrupt
 
 State = Any
 """Engine-private: the KV cache of one turn, with `length` (frames cached so far). Dropping it frees the cache."""
@@ -22,11 +23,16 @@ CodecState = Any
 class Encoder(Protocol):
     """Speech encoder with its adapter."""
 
-    def encode(self, mel: F32, wanted: int | None = None) -> F32:
+    def encode(self, mel: F32, wanted: int | None = None, interrupt: Interrupt | None = None) -> F32:
         """Log-mel [n_mels, t] (t even, t // 2 <= encoder context) -> features [t // 2, D].
 
-        With `wanted` only the first so many, which may cost less.
+        With `wanted` only the first so many, which may cost less. Raises Interrupted where `interrupt` is set before
+        the features are there; engines that can end a call under way do so, the others finish it.
         """
+        ...
+
+    def close(self) -> None:
+        """Gives back what the encoder holds. It is not used afterwards."""
         ...
 
 
@@ -97,3 +103,8 @@ class Components:
     encoder: Encoder
     llm: LanguageModel
     codec: CodecDecoder
+
+    def close(self) -> None:
+        """Closes all three. Only their owner does that: sessions may share them."""
+        for part in (self.encoder, self.llm, self.codec):
+            part.close()

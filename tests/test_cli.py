@@ -19,7 +19,7 @@ from edgeomni.bundle import Component, Manifest, describe_files, write_manifest
 from edgeomni.cli import main
 from edgeomni.errors import BundleError, GateError
 from edgeomni.runtimes import fake
-from edgeomni.spec import OmniSpec
+from edgeomni.spec import OmniSpec, Task
 
 COMMANDS = ["init", "export", "run", "inspect", "verify", "profile", "demo", "doctor"]
 FRAMES = 20
@@ -48,7 +48,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, spec: OmniSpec) -> Iterator[list[d
     session = Session(fake.components(spec, script(spec, FRAMES)), spec, None)
     respond = session.respond
 
-    def record(task: str, audio: Any = None, text: str | None = None, **how: Any) -> Any:
+    def record(task: Task, audio: Any = None, text: str | None = None, **how: Any) -> Any:
         asked.append({"task": task, "audio": audio, "text": text, **how})
         return respond(task, audio, text, **how)
 

@@ -83,7 +83,7 @@ def test_a_short_window_gives_as_many_features(bundle: Bundle, monkeypatch: pyte
 def test_the_wrong_engine_or_device_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(UsageError, match="runs on onnxruntime, not on tensorrt"):
-        Session.open(bundle, engine="tensorrt")
+        Session.open(bundle, engine="tensorrt")  # type: ignore[arg-type]
     with pytest.raises(EngineError, match="CUDAExecutionProvider.*onnxruntime-gpu"):
         Session.open(bundle, device="cuda")
 

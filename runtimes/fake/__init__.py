@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeomni.arrays import F32, I32, I64
 from edgeomni.components import Components
+from edgeomni.interrupt import Interrupt
 from edgeomni.spec import OmniSpec
 
 
@@ -22,10 +23,16 @@ class FakeEncoder:
 
     def __init__(self, spec: OmniSpec) -> None:
         self.spec = spec
+        self.closed = False
 
-    def encode(self, mel: F32, wanted: int | None = None) -> F32:
+    def encode(self, mel: F32, wanted: int | None = None, interrupt: Interrupt | None = None) -> F32:
+        if interrupt is not None:
+            interrupt.check()
         n = min(wanted or mel.shape[1] // 2, mel.shape[1] // 2)
         return np.repeat(np.arange(n, dtype=np.float32)[:, None], self.spec.body.width, axis=1)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 @dataclass(eq=False)

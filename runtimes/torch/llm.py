@@ -11,6 +11,7 @@ from torch import Tensor
 from edgeomni.arrays import F32, I32
 from edgeomni.components import Components
 from edgeomni.errors import EngineError
+from edgeomni.interrupt import Interrupt
 from edgeomni.model import KVCache, OmniModel
 from edgeomni.runtimes.torch.codec import TorchCodec
 
@@ -21,10 +22,20 @@ class TorchEncoder:
     def __init__(self, model: OmniModel) -> None:
         self._model = model
 
-    def encode(self, mel: F32, wanted: int | None = None) -> F32:
-        """Log-mel [n_mels, t] (t even) -> features [t // 2, D], or the first `wanted` of them."""
+    def encode(self, mel: F32, wanted: int | None = None, interrupt: Interrupt | None = None) -> F32:
+        """Log-mel [n_mels, t] (t even) -> features [t // 2, D], or the first `wanted` of them.
+
+        torch cannot be stopped in the middle, so that `interrupt` is looked at before and after the run only.
+        """
+        interrupt = interrupt or Interrupt()
+        interrupt.check()
         with torch.inference_mode():
-            return _numpy(self._model.encode(torch.from_numpy(mel)[None].to(self._model.device))[0, :wanted])
+            features = _numpy(self._model.encode(torch.from_numpy(mel)[None].to(self._model.device))[0, :wanted])
+        interrupt.check()
+        return features
+
+    def close(self) -> None:
+        """Nothing is held beyond the model."""
 
 
 @dataclass
