@@ -15,6 +15,7 @@ import torch
 from edgeomni import AudioChunk, Bundle, Sampling, Session, TurnEnd
 from edgeomni.errors import BundleError, EngineError, UsageError
 from edgeomni.export import export_bundle
+from edgeomni.interrupt import Interrupt
 
 QUESTION = (0.2 * np.sin(np.arange(24000) * 0.05) * np.sin(np.arange(24000) * 0.0007)).astype(np.float32)
 
@@ -69,8 +70,8 @@ def test_a_short_window_gives_as_many_features(bundle: Bundle, monkeypatch: pyte
     session, seen = Session.open(bundle), []
     encode = session.components.encoder.encode
 
-    def noted(mel: np.ndarray, wanted: int) -> np.ndarray:
-        features = encode(mel, wanted)
+    def noted(mel: np.ndarray, wanted: int, interrupt: Interrupt) -> np.ndarray:
+        features = encode(mel, wanted, interrupt)
         seen.append((mel.shape[1], len(features)))
         return features
 
