@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import tempfile
@@ -41,6 +42,29 @@ def read(path: str | os.PathLike[str], rate: int, channel: int | None = None) ->
     check_rate(source_rate, name)
     check(mono, name)
     return resample(mono, source_rate, rate)
+
+
+def decode(data: bytes, name: str, channel: int | None = None) -> tuple[F32, int]:
+    """The bytes of a sound file, as they come through a pipe: mono float32 [samples], and their rate in Hz.
+
+    A pipe's header need not know the length, so a file that was cut off cannot be told from one that was not.
+    Raises AudioError for bytes that are no sound.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as f:
+            return _to_mono(name, f.read(dtype="float32", always_2d=True), channel), f.samplerate
+    except soundfile.LibsndfileError as exc:
+        raise AudioError(
+            f"{name}: cannot be read as audio ({exc.error_string}); WAV, FLAC, OGG and MP3 are understood, and raw "
+            "PCM with --stdin-format s16le"
+        ) from exc
+
+
+def from_pcm16(data: bytes, name: str) -> F32:
+    """Raw 16-bit little-endian mono PCM -> float32 [samples] in [-1, 1). Raises AudioError for half a sample."""
+    if len(data) % 2:
+        raise AudioError(f"{name}: {len(data)} bytes end within a 16-bit sample; is it s16le?")
+    return np.asarray(np.frombuffer(data, "<i2") / 32768, np.float32)
 
 
 def check_rate(rate: int, name: str) -> None:

@@ -70,7 +70,7 @@ def test_run_streams_text_and_writes_audio(tmp_path: Path, question: str, spec: 
     result = edgeomni("run", "b", "--task", "aa", question, "-o", str(out))
     assert result.exit_code == 0, result.stderr
     assert result.stdout == "<1><2><3>\n"
-    assert "eoa: 20 frames" in result.stderr and "RTF" in result.stderr
+    assert "the model ended its answer; 20 frames" in result.stderr and "RTF" in result.stderr
     info = soundfile.info(out)
     frames = FRAMES - spec.layout.streams
     assert (info.samplerate, info.channels, info.frames) == (24000, 1, frames * spec.codec.frame_samples)
