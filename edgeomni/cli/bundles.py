@@ -112,7 +112,7 @@ def _components(bundle: Bundle) -> Table:
     table.add_column("MB", justify="right")
     for name in COMPONENTS:
         part = bundle.manifest.components[name]
-        stored = ", ".join(f"{group} {scheme}" for group, scheme in part.scheme.items())
+        stored = "\n".join(f"{group} {scheme}" for group, scheme in part.scheme.items())
         size = sum(f.size for f in part.files) / 1e6
         table.add_row(name, part.engine, part.format, part.precision, stored, f"{size:.2f}")
     table.add_row("total", "", "", "", "", f"{bundle.size / 1e6:.2f}")
@@ -151,11 +151,11 @@ def _shape(shape: Any) -> str:
 
 def gate_table(gate: dict[str, Any]) -> Table:
     """The gate's figures as bundle.json holds them."""
-    table = Table("part", "figure", "value", "wanted", "verdict", title=GATE)
+    table = Table("figure", "part", "value", "wanted", "verdict", title=GATE)
     for part in ("fidelity", "quality"):
         for name, entry in gate.get(part, {}).items():
             limits = [f"{k.replace('_', ' ')} {v:g}" for k, v in entry.items() if k.startswith("at_") and v is not None]
-            table.add_row(part, name, _number(entry["value"]), ", ".join(limits), entry["verdict"])
+            table.add_row(name, part, _number(entry["value"]), ", ".join(limits), entry["verdict"])
     return table
 
 

@@ -22,10 +22,10 @@ KINDS = {
     "mini-omni": "the released Mini-Omni layout",
     "parts": "parts to compose a model from",
 }
-_UNTRAINED = "random weights: it answers noise until it is trained"
+_UNTRAINED = "random, so it answers noise until it is trained"
+_COUNTED = ("layers", "heads", "KV heads", "text rows", "frames", "Hz", "codebook entries")
 _MOST_HEADER = 100_000_000
 """Bytes: what safetensors itself takes for a header at most."""
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @dataclass
@@ -84,7 +84,7 @@ def _own(directory: Path, config: dict[str, Any]) -> Checkpoint:
     provenance = _section(config, "provenance")
     weights = "trained" if provenance.get("weights") == "trained" else _UNTRAINED
     if untrained := provenance.get("untrained"):
-        weights = f"untrained are {untrained}: it answers noise until it is trained"
+        weights = f"not trained yet are {untrained}, so it answers noise until it is trained"
     parameters = Counter[str]()
     for name, count in tensor_sizes(directory / "model.safetensors").items():
         parameters[name.partition(".")[0]] += count
@@ -174,8 +174,9 @@ def lines(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _stated(config: dict[str, Any], **names: str) -> str:
-    """ "24 layers, width 896" of the keys that are there."""
-    return ", ".join(f"{word} {config[key]}" for key, word in names.items() if config.get(key) is not None)
+    """The keys that are there, in words: "24 layers, width 896"."""
+    found = [(word, config[key]) for key, word in names.items() if config.get(key) is not None]
+    return ", ".join(f"{value} {word}" if word in _COUNTED else f"{word} {value}" for word, value in found)
 
 
 def _spec(config: dict[str, Any], directory: Path) -> OmniSpec:

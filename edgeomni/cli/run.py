@@ -85,12 +85,12 @@ def run_(
     arecord -d 5 -f S16_LE -r 16000 | edgeomni run bundle - -o answer.wav
     """
     _check_display(as_json, output, how)
+    click.get_current_context().with_resource(verbosity(how["quiet"], how["verbose"]))
     task = task_of(how["task"], question, how["text"])
     speaks = check_outputs(task in AUDIO_OUT, output, play, tokens_out, how["force"])
     limits = Limits(how["max_length"], max_seconds_of(task, how["max_seconds"]))
     check_stdin(question, how["stdin_format"], how["stdin_rate"], how["channel"])
     request = _request(how, limits)
-    click.get_current_context().with_resource(verbosity(how["quiet"], how["verbose"]))
     if question == STDIN:  # before the model is loaded: a recorder at the other end does not wait that long
         audio, rate = read_stdin(how["stdin_format"], how["stdin_rate"], how["channel"])
         request |= {"audio": audio, "sample_rate": rate, "channel": None}
