@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -217,6 +218,8 @@ class Session:
 
     def _started(self, turn: Turn) -> Turn:
         with self._starting:
+            if self._answering():
+                gc.collect()  # a turn that was dropped inside a reference cycle is garbage too, but not yet gone
             if self._answering():
                 raise UsageError(
                     "this Session is answering already: take the rest of the answer or close it first, or open another "

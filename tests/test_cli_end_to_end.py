@@ -166,12 +166,9 @@ def test_a_recorder_at_the_other_end_of_a_pipe(bundle: Path, folder: Path, tmp_p
     samples = (soundfile.read(folder / "question.wav", dtype="int16")[0]).astype("<i2").tobytes()
     run = [sys.executable, "-m", "edgeomni", "run", str(bundle), "--max-seconds", "1", "--greedy", "-q"]
     raw = ["-", "--stdin-format", "s16le", "--stdin-rate", "16000"]
-    answers = []
-    for name, arguments, stdin in (
-        ("file", [str(folder / "question.wav")], b""),
-        ("wav", ["-"], wav),
-        ("raw", raw, samples),
-    ):
+    told = edgeomni(*run[3:], folder / "question.wav", "-o", tmp_path / "file.wav")
+    answers = [(told.stdout_bytes, (tmp_path / "file.wav").read_bytes())]
+    for name, arguments, stdin in (("wav", ["-"], wav), ("raw", raw, samples)):
         out = tmp_path / f"{name}.wav"
         done = subprocess.run([*run, *arguments, "-o", str(out)], input=stdin, capture_output=True, check=False)
         assert done.returncode == 0 and done.stderr == b"", done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,14 @@ def test_a_turn_that_nobody_holds_frees_the_session() -> None:
     assert ended(s.respond("aa", NOISE[:1600])).reason == "eoa"
 
 
+def test_a_turn_dropped_in_a_reference_cycle_frees_the_session_too() -> None:
+    s = session()
+    cycle: list[Any] = [s.respond("aa", NOISE[:1600])]
+    cycle.append(cycle)
+    del cycle
+    assert ended(s.respond("aa", NOISE[:1600])).reason == "eoa"
+
+
 def test_a_closed_turn_frees_the_session() -> None:
     s = session()
     unbegun = s.respond("aa", NOISE[:1600])
@@ -177,7 +186,7 @@ def test_cancel_before_the_first_event_starts_nothing(monkeypatch: pytest.Monkey
         s.cancel()
         end = assert_cancelled(s, events)
         assert end.tokens.shape == (8, 0) and end.text == "" and end.timings["audio"] == 0
-        assert "rtf" not in end.timings and "ttfa" not in end.timings
+        assert not {"rtf", "ttfa", "ttft", "prefill", "frames_per_s"} & set(end.timings)
 
 
 @pytest.mark.parametrize("stage", ["read", "log_mel"])
@@ -243,7 +252,10 @@ def test_an_interrupted_prefill_is_a_cancelled_turn(monkeypatch: pytest.MonkeyPa
     assert assert_cancelled(s, s.respond("aa", NOISE[:1600])).tokens.shape == (8, 0)
 
 
-def test_an_engine_that_fails_after_cancel_is_not_the_listeners_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_fails_after_cancel_is_not_the_listeners_problem(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "edgeomni")
     s = session()
 
     def broken(*args: Any) -> Any:
@@ -259,6 +271,7 @@ def test_an_engine_that_fails_after_cancel_is_not_the_listeners_problem(monkeypa
         else:
             with pytest.raises(EngineError, match="out of memory"):
                 list(events)
+    assert [r.message for r in caplog.records] == ["while the turn was being cancelled: out of memory"]
 
 
 def test_a_cancelled_turn_keeps_what_it_had_and_adds_no_sound() -> None:
@@ -466,9 +479,16 @@ def test_chunks_compare_by_their_samples() -> None:
     assert repr(chunk(count=2048)) == "AudioChunk(2048 samples, 24000 Hz, at 0.085 s)"
 
 
+def test_chunks_state_their_place_in_the_answer() -> None:
+    chunks = [e for e in session().respond("aa", NOISE[:1600]) if isinstance(e, AudioChunk)]
+    ends = np.cumsum([len(c.samples) for c in chunks]) / 24000
+    assert [c.start_s for c in chunks] == [0.0, *ends[:-1].tolist()] and len(chunks) > 2
+
+
 def test_ends_compare_without_an_error_and_read_short() -> None:
     s = session()
     first, second = (ended(s.respond("aa", NOISE[:1600])) for _ in range(2))
+    assert first.timings["frames_per_s"] > 0, "also of a turn that took no second"
     assert first == first and first != second and len({first, second}) == 2
     assert len(repr(first)) < 200 and "20 frames" in repr(first) and "eoa" in repr(first) and "array" not in repr(first)
     long = TurnEnd("eot", "word " * 100, np.zeros((8, 100), np.int32), 0, {}, Spans())
