@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
+from edgeomni import Session, TurnEnd
+from edgeomni.runtimes import fake
 from edgeomni.spec import AdapterSpec, BodySpec, CodecSpec, EncoderSpec, FrontEndSpec, OmniSpec, TokenLayout
 
 
@@ -33,3 +36,16 @@ def script(spec: OmniSpec, frames: int, text: list[int] | None = None, eoa: bool
     if eoa:
         out.append([*[0] * (layout.streams - 1), layout.eoa, 7])
     return out
+
+
+def scripted_session(spec: OmniSpec | None = None, frames: int = 20, **how: Any) -> Session:
+    """A session whose answer is `script(spec, frames)`."""
+    spec = spec or small_spec()
+    return Session(fake.components(spec, script(spec, frames, **how)), spec, None)
+
+
+def ended(events: Iterable[Any]) -> TurnEnd:
+    """The end of a turn, all else taken."""
+    *_, end = events
+    assert isinstance(end, TurnEnd)
+    return end

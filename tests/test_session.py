@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,3 +103,10 @@ def test_a_checkpoint_on_a_missing_device_is_named(tiny_dir: Path, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EngineError, match="sees no CUDA device"):
         Session.open(tiny_dir, device="cuda")
+
+
+def test_a_checkpoint_tells_that_it_runs_on_torch(tiny_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "edgeomni")
+    with Session.open(tiny_dir, engine="torch") as session:
+        assert session.spec.context == 2048
+    assert "all components run on torch (checkpoint, fp32)" in [r.message for r in caplog.records]
