@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import tempfile
@@ -38,13 +39,41 @@ def read(path: str | os.PathLike[str], rate: int, channel: int | None = None) ->
     samples, source_rate = _decode(file)
     name = str(path)
     mono = _to_mono(name, samples, channel)
-    if not RATES_HZ[0] <= source_rate <= RATES_HZ[1]:
-        raise AudioError(
-            f"{name}: sample rate {source_rate} Hz lies outside {RATES_HZ[0]}-{RATES_HZ[1]} Hz; "
-            f"resample it first, for instance `sox {file.name} -r {rate} out.wav`"
-        )
+    check_rate(source_rate, name)
     check(mono, name)
     return resample(mono, source_rate, rate)
+
+
+def decode(data: bytes, name: str, channel: int | None = None) -> tuple[F32, int]:
+    """The bytes of a sound file, as they come through a pipe: mono float32 [samples], and their rate in Hz.
+
+    A pipe's header need not know the length, so a file that was cut off cannot be told from one that was not.
+    Raises AudioError for bytes that are no sound.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as f:
+            return _to_mono(name, f.read(dtype="float32", always_2d=True), channel), f.samplerate
+    except soundfile.LibsndfileError as exc:
+        raise AudioError(
+            f"{name}: cannot be read as audio ({exc.error_string}); WAV, FLAC, OGG and MP3 are understood, and raw "
+            "PCM with --stdin-format s16le"
+        ) from exc
+
+
+def from_pcm16(data: bytes, name: str) -> F32:
+    """Raw 16-bit little-endian mono PCM -> float32 [samples] in [-1, 1). Raises AudioError for half a sample."""
+    if len(data) % 2:
+        raise AudioError(f"{name}: {len(data)} bytes end within a 16-bit sample; is it s16le?")
+    return np.asarray(np.frombuffer(data, "<i2") / 32768, np.float32)
+
+
+def check_rate(rate: int, name: str) -> None:
+    """Raises AudioError where `rate` in Hz is no rate at which speech is recorded."""
+    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or not RATES_HZ[0] <= rate <= RATES_HZ[1]:
+        raise AudioError(
+            f"{name}: sample rate {rate} Hz is not a whole number within {RATES_HZ[0]}-{RATES_HZ[1]} Hz; state the "
+            "rate at which it was recorded, or resample it first, for instance with `sox IN.wav -r 16000 OUT.wav`"
+        )
 
 
 def check(samples: F32, name: str = "audio") -> None:

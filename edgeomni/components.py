@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from .arrays import F32, F64, I32, I64
+from .interrupt import Interrupt
 from .sampling import Sampling
 
 StateT = TypeVar("StateT")
@@ -54,11 +55,16 @@ class OpenOptions:
 class Encoder(Protocol):
     """Speech encoder with its adapter."""
 
-    def encode(self, mel: F32, wanted: int | None = None) -> F32:
+    def encode(self, mel: F32, wanted: int | None = None, interrupt: Interrupt | None = None) -> F32:
         """Log-mel [n_mels, t] (t even, t // 2 <= encoder context) -> features [t // 2, D].
 
-        With `wanted` only the first so many, which may cost less.
+        With `wanted` only the first so many, which may cost less. Raises Interrupted where `interrupt` is set before
+        the features are there; engines that can end a call under way do so, the others finish it.
         """
+        ...
+
+    def close(self) -> None:
+        """Gives back what the encoder holds. It is not used afterwards."""
         ...
 
 
@@ -72,11 +78,14 @@ class LanguageModel(Protocol[StateT, HiddenT]):
         """A state with room for `rows` rows of `max_frames` frames, empty, one row active."""
         ...
 
-    def forward(self, ids: I32, features: Sequence[Features], state: StateT) -> HiddenT:
+    def forward(
+        self, ids: I32, features: Sequence[Features], state: StateT, interrupt: Interrupt | None = None
+    ) -> HiddenT:
         """Appends t frames to each active row and returns the last position's hidden.
 
         Each of `features` replaces the K audio embeddings at its positions of the ids given, alike in every row.
-        Raises EngineError for a full state, ids without a row, or features that do not fit the ids.
+        Raises EngineError for a full state, ids without a row, or features that do not fit the ids, and Interrupted
+        where `interrupt` ended the call early (not every engine can); the state is of no more use then.
         """
         ...
 
@@ -141,3 +150,8 @@ class Components:
     encoder: Encoder
     llm: LanguageModel[Any, Any]
     codec: CodecDecoder[Any]
+
+    def close(self) -> None:
+        """Closes all three. Only their owner does that: sessions may share them."""
+        for part in (self.encoder, self.llm, self.codec):
+            part.close()

@@ -17,6 +17,7 @@ from .profiling.measure import Job, measure_apart
 from .profiling.question import spoken_question
 from .sampling import Sampling
 from .session import AudioChunk, Session, TextDelta, TurnEnd
+from .tables import say, show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,6 +96,6 @@ def _summary(end: TurnEnd) -> str:
 
 def _profile(console: Console, bundle: Bundle, question: Path) -> dict[str, Any]:
     result = measure_apart(Job(str(bundle.path), audio=str(question), turns=2, forced_frames=CODEC_FRAMES))
-    for table in report.tables(result):
-        console.print(table)
+    for part in report.tables(result):
+        say(console, part) if isinstance(part, str) else show(console, part)
     return result

@@ -8,7 +8,7 @@ the next frame on text is pad_t; in tasks without audio eot ends the answer and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import numpy as np
 from .arrays import F32, I32, I64
 from .components import Components, Features, HiddenT, LanguageModel, StateT, features_between
 from .errors import PromptError
+from .interrupt import Interrupt, Interrupted
 from .prompts import Prompt
 from .sampling import Sampler, Sampling
 from .spans import Spans
@@ -80,19 +81,22 @@ def generate(
     features: Sequence[Features],
     options: Options,
     spans: Spans,
-    cancelled: Callable[[], bool] = lambda: False,
+    interrupt: Interrupt | None = None,
 ) -> Generator[Frame | Samples | Stop, None, None]:
     """Runs one turn; yields each Frame, Samples as the codec finishes them, and one Stop.
 
-    Raises PromptError where the prompt leaves no room for an answer.
+    Once `interrupt` is set, the turn stops before its next frame, or in the middle of its prefill. Raises PromptError
+    where the prompt leaves no room for an answer.
     """
     room = _room(spec, prompt, options)
     turn = _Turn(components, spec, task, prompt, options, spans)
-    hidden = turn.prefill(features, prompt.length + room, cancelled)
-    if hidden is None:
+    interrupt = interrupt or Interrupt()
+    try:
+        hidden = turn.prefill(features, prompt.length + room, interrupt)
+    except Interrupted:
         yield Stop("cancelled", 0, 0.0)
         return
-    yield from turn.frames(hidden, room, cancelled)
+    yield from turn.frames(hidden, room, interrupt)
 
 
 def prefill(
@@ -100,23 +104,22 @@ def prefill(
     ids: I32,
     features: Sequence[Features],
     state: StateT,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> HiddenT | None:
+    interrupt: Interrupt | None = None,
+) -> HiddenT:
     """Feeds a prompt, int32 [rows, K+1, T] with rows 1 or 2, to an empty state; returns the last position's hidden.
 
     Two rows differ only in their last position, so the positions before it are computed once, in one row, and their
-    KV cache is copied. The prompt goes in by pieces of `PREFILL_FRAMES`, and `cancelled` is asked before each:
-    once it says True, the rest is left out and None is returned.
+    KV cache is copied. The prompt goes in by pieces of `PREFILL_FRAMES`. Raises Interrupted before the next piece
+    once `interrupt` is set, and in the middle of one where the engine can stop there.
     """
     rows, _, length = ids.shape
     shared = length if rows == 1 else length - 1
-    hidden = None
+    interrupt = interrupt or Interrupt()
     for start in range(0, shared, PREFILL_FRAMES):
-        if cancelled():
-            return None
+        interrupt.check()
         stop = min(shared, start + PREFILL_FRAMES)
         piece = np.ascontiguousarray(ids[:1, :, start:stop])
-        hidden = llm.forward(piece, features_between(features, start, stop), state)
+        hidden = llm.forward(piece, features_between(features, start, stop), state, interrupt)
     if rows == 1:
         return hidden
     llm.fork(state)
@@ -174,18 +177,18 @@ class _Turn:
         streams[-1, -1] = self.layout.eoa
         return streams
 
-    def prefill(self, features: Sequence[Features], frames: int, cancelled: Callable[[], bool]) -> Any:
-        """The hidden of the prompt's last position; None where the turn was cancelled on the way."""
+    def prefill(self, features: Sequence[Features], frames: int, interrupt: Interrupt) -> Any:
+        """The hidden of the prompt's last position. Raises Interrupted."""
         with self.spans("prefill"):
             self.state = self.llm.start(self.prompt.rows, frames)
-            return prefill(self.llm, self.prompt.ids, features, self.state, cancelled)
+            return prefill(self.llm, self.prompt.ids, features, self.state, interrupt)
 
-    def frames(self, hidden: Any, room: int, cancelled: Callable[[], bool]) -> Iterator[Frame | Samples | Stop]:
+    def frames(self, hidden: Any, room: int, interrupt: Interrupt) -> Iterator[Frame | Samples | Stop]:
         reason: StopReason = "length"
         frame: Frame | None = None
         busy, since = 0.0, perf_counter()
         for index in range(room):
-            if cancelled():
+            if interrupt.is_set():
                 reason = "cancelled"
                 break
             with self.spans("frame"):

@@ -1,93 +1,65 @@
 """Session: a loaded model that answers turns. What applications embed.
 
->>> session = Session.open("bundle")                            # doctest: +SKIP
->>> for event in session.respond("aa", audio="question.wav"):   # doctest: +SKIP
-...     print(event)
+>>> with Session.open("bundle") as session:                             # doctest: +SKIP
+...     for event in session.respond("aa", audio="question.wav"):
+...         print(event)
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
-from weakref import WeakKeyDictionary
+from types import TracebackType
+from typing import get_args
 
-import numpy as np
-
-from . import audio as sound
-from . import prompts
-from .arrays import F32, I32, I64
+from .arrays import I64
 from .bundle import Bundle, is_bundle
-from .components import Components, Features, OpenOptions
-from .errors import AudioError, CheckpointError, UsageError
-from .generate import Forced, Frame, Options, Samples, Stop, StopReason, generate
+from .components import Components, OpenOptions
+from .engines import COMPONENTS, Device, EngineName
+from .errors import CheckpointError, UsageError
+from .generate import Forced, Options
+from .interrupt import Interrupt
+from .question import LongAudio, Question, Sound, Window
 from .sampling import Sampling
-from .spans import Spans
-from .spec import AUDIO_IN, OmniSpec
-from .text import TextStream, Tokenizer
+from .spec import OmniSpec, Task
+from .text import Tokenizer
+from .turn import Answer, AudioChunk, Event, Model, TextDelta, Turn, TurnEnd, audio_frames
+
+__all__ = ["AudioChunk", "Event", "Session", "TextDelta", "Turn", "TurnEnd"]
 
 logger = logging.getLogger("edgeomni")
 
-Window = Literal["auto"] | float | int | None
-MIN_AUTO_WINDOW_S = 1
 
-
-@dataclass(frozen=True)
-class TextDelta:
-    """Text that became final since the last one."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class AudioChunk:
-    """samples float32 [S] in [-1, 1]; `start_s` is their place in the answer."""
-
-    samples: F32
-    sample_rate: int
-    start_s: float
-
-
-@dataclass(frozen=True)
-class TurnEnd:
-    """The end of a turn.
-
-    `tokens` int32 [K+1, frames]: audio streams first, then text, unshifted (text only tasks: audio rows hold pad_a).
-    `timings` in seconds: ttft, ttfa (from the call of respond), prefill (its end), total, audio (duration);
-    rtf (loop time after prefill over audio duration), rtf_turn (whole turn over audio duration), frames_per_s.
-    """
-
-    reason: StopReason
-    text: str
-    tokens: I32
-    silent_frames: int
-    timings: dict[str, float]
-    spans: Spans
-
-
-Event = TextDelta | AudioChunk | TurnEnd
-
-_loaded: WeakKeyDictionary[Bundle, dict[tuple[object, ...], Components]] = WeakKeyDictionary()
+_cache: weakref.WeakKeyDictionary[Bundle, dict[tuple[object, ...], Model]] = weakref.WeakKeyDictionary()
+"""Of each Bundle object, what is loaded for (threads, device, engine)."""
 _loading = threading.Lock()
 
 
 class Session:
-    """One conversation at a time on loaded components. Sessions of one Bundle object share its weights.
+    """Answers one question at a time on loaded components.
 
-    Not for concurrent turns: open a Session per thread, which costs only a KV cache.
+    Not for concurrent turns: open a Session per thread on one Bundle object. They share its weights, so that a
+    further one costs only a KV cache.
+
+    Who closes the components: those that `Session.open` loads are freed when the last session that uses them is
+    closed or gone and, where a Bundle object was given, that object is gone too. Components that are given to the
+    constructor belong to the caller, who closes them after the sessions.
     """
 
     def __init__(self, components: Components, spec: OmniSpec, tokenizer_json: str | None) -> None:
-        self.components, self.spec = components, spec
-        self.tokenizer = Tokenizer(tokenizer_json, spec.layout)
-        self._cancel = threading.Event()
-        self._busy = threading.Lock()
+        self._hold(Model(components, spec, Tokenizer(tokenizer_json, spec.layout)))
+
+    def _hold(self, model: Model) -> None:
+        self.spec = model.spec
+        self._model: Model | None = model
+        self._turn: weakref.ref[Turn] | None = None
+        self._starting = threading.Lock()
 
     @classmethod
     def open(
@@ -95,32 +67,40 @@ class Session:
         source: Bundle | str | os.PathLike[str],
         *,
         threads: int | None = None,
-        device: str = "cpu",
-        engine: str | None = None,
+        device: Device = "cpu",
+        engine: EngineName | None = None,
     ) -> Session:
         """Opens a bundle (or a Bundle already open, whose weights are then shared) or a checkpoint directory.
 
-        A checkpoint runs on the torch reference. `engine` asserts which engine is meant ("onnxruntime", "torch").
+        A checkpoint runs on the torch reference. `threads`: per engine session, None for all cores. `engine`:
+        insists on that engine. Raises UsageError for names that do not exist and an engine that does not run this
+        source, BundleError, CheckpointError, and EngineError for an engine or a device that is not there.
         """
+        if device not in get_args(Device):
+            raise UsageError(f"unknown device {device!r}; known are {', '.join(get_args(Device))}")
         if isinstance(source, Bundle) or is_bundle(source):
             bundle = source if isinstance(source, Bundle) else Bundle.open(source)
             return cls._of_bundle(bundle, threads, device, engine)
         return cls._of_checkpoint(Path(source), threads, device, engine)
 
     @classmethod
-    def _of_bundle(cls, bundle: Bundle, threads: int | None, device: str, engine: str | None) -> Session:
+    def _of_bundle(cls, bundle: Bundle, threads: int | None, device: Device, engine: EngineName | None) -> Session:
         from . import runtimes
 
         with _loading:
-            cache = _loaded.setdefault(bundle, {})
-            if (key := (threads, device, engine)) not in cache:
-                cache[key] = runtimes.open_components(bundle, OpenOptions(threads, device), engine)
-        tokenizer = bundle.manifest.tokenizer
-        text = bundle.file(tokenizer.path).read_text(encoding="utf-8") if tokenizer else None
-        return cls(cache[key], bundle.spec, text)
+            cached = _cache.setdefault(bundle, {})
+            if (key := (threads, device, engine)) not in cached:
+                components = runtimes.open_components(bundle, OpenOptions(threads, device), engine)
+                tokenizer = bundle.manifest.tokenizer
+                text = bundle.file(tokenizer.path).read_text(encoding="utf-8") if tokenizer else None
+                cached[key] = _owned(components, bundle.spec, text)
+        for name in COMPONENTS:
+            part, used = bundle.manifest.components[name], runtimes.chosen_engine(bundle, name, engine)
+            logger.info("%s runs on %s (%s:%s)", name, used.name, part.format, part.precision)
+        return cls._on(cached[key], threads, device)
 
     @classmethod
-    def _of_checkpoint(cls, path: Path, threads: int | None, device: str, engine: str | None) -> Session:
+    def _of_checkpoint(cls, path: Path, threads: int | None, device: Device, engine: EngineName | None) -> Session:
         if engine not in (None, "torch"):
             raise UsageError(f"{path} is a checkpoint, which runs on torch; export it to run it on {engine}")
         if not path.exists():
@@ -129,171 +109,139 @@ class Session:
         from .runtimes.torch import components_of
 
         model = checkpoints.load(path)
-        return cls(components_of(model, OpenOptions(threads, device)), model.spec, model.tokenizer_json)
+        components = components_of(model, OpenOptions(threads, device))
+        logger.info("all components run on torch (checkpoint, fp32)")
+        return cls._on(_owned(components, model.spec, model.tokenizer_json), threads, device)
+
+    @classmethod
+    def _on(cls, model: Model, threads: int | None, device: Device) -> Session:
+        logger.info("device %s, threads: %s", device, threads or "all cores")
+        session = cls.__new__(cls)
+        session._hold(model)
+        return session
+
+    @property
+    def model(self) -> Model:
+        """Components, spec and tokenizer. Raises UsageError after `close`."""
+        if self._model is None:
+            raise UsageError("this Session is closed; open another one with Session.open")
+        return self._model
+
+    @property
+    def components(self) -> Components:
+        """What the session runs on. Raises UsageError after `close`."""
+        return self.model.components
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back. Raises UsageError after `close`."""
+        return self.model.tokenizer
 
     def cancel(self) -> None:
-        """Stops the running turn within one frame (barge-in). May be called from any thread."""
-        self._cancel.set()
+        """Ends the turn under way (barge-in): within one frame, in the middle of the encoder, or before it began.
+
+        What comes next of the turn is its TurnEnd with reason "cancelled" (after the text that was held back, if any);
+        then the session is free again. May be called from any thread and from a signal handler. Without a turn under
+        way it does nothing.
+        """
+        if turn := self._answering():
+            turn.cancel()
 
     def close(self) -> None:
-        for part in (self.components.llm, self.components.codec):
-            part.close()
+        """Cancels a turn under way and lets go of the components (see the class for who frees them).
+
+        A closed session answers nothing more; closing it again does nothing.
+        """
+        self.cancel()
+        self._model = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
 
     def respond(
         self,
-        task: str,
-        audio: F32 | str | os.PathLike[str] | None = None,
+        task: Task,
+        audio: Sound | None = None,
         text: str | None = None,
         *,
+        sample_rate: int | None = None,
         sampling: Sampling | None = None,
         max_length: int | None = None,
+        max_seconds: float | None = None,
         two_row: bool = True,
         strict: bool = False,
         encoder_window: Window = None,
-        long_audio: Literal["refuse", "split"] = "refuse",
+        long_audio: LongAudio = "refuse",
         channel: int | None = None,
         noise_seed: int | None = None,
         history: Sequence[tuple[str, str]] = (),
         forced_codes: I64 | None = None,
         forced_text_end: int | None = None,
-    ) -> Iterator[Event]:
-        """Answers one question; yields TextDelta and AudioChunk as they come, then one TurnEnd.
+    ) -> Turn:
+        """Answers one question: an iterator over TextDelta and AudioChunk as they come, then one TurnEnd.
 
-        `audio`: samples [S] float32 mono at the front end's rate, or a sound file. `encoder_window`: seconds, "auto"
-        (as short as the audio), None for what the checkpoint was trained on. `long_audio` "split" encodes audio
-        beyond the window piece by piece. `noise_seed` switches the codec's noise on. `forced_*` are for benchmarks.
-        Raises AudioError, PromptError, UsageError.
+        The arguments are checked and the clock of the timings starts here, at the call; the work begins with the
+        first event that is asked for. The session is busy until the last event was taken, the Turn is closed, or it
+        is gone.
+
+        `audio`: samples [S] float32 mono in [-1, 1], or the path of a sound file. `sample_rate` in Hz: of samples,
+        which are resampled; without it they are at the front end's rate (16 kHz). `channel` (from 0): which channel
+        of a file. `max_length`: LLM frames at most, prompt included. `max_seconds`: audio at most; no limit by
+        default but the checkpoint's context. `encoder_window`: seconds, "auto" (as short as the audio), None for
+        what the checkpoint was trained on. `long_audio` "split" encodes audio beyond the window piece by piece.
+        `strict`: ids that are no codec entries raise EngineError instead of becoming silence. `noise_seed` switches
+        the codec's noise on. `history`: earlier turns as (question, answer). `forced_codes` [frames, K] and
+        `forced_text_end` are for benchmarks.
+
+        Raises UsageError for a session that is answering already or closed and for arguments that do not go
+        together, PromptError for what the checkpoint was not trained for, AudioError for audio that cannot be a
+        question. A sound file is read with the first event, which can raise AudioError; a question too long for
+        the context raises PromptError there.
         """
-        if not self._busy.acquire(blocking=False):
-            raise UsageError("this Session is answering already: open another one, which shares the weights")
-        try:
-            self._cancel.clear()
-            forced = Forced(forced_codes, forced_text_end)
-            options = Options(sampling or Sampling(), max_length, strict, noise_seed, forced)
-            turn = _Answer(self, task, options)
-            past = [(self.tokenizer.encode(q), self.tokenizer.encode(a)) for q, a in history]
-            features, ids = turn.question(audio, text, encoder_window, long_audio, channel)
-            count = 0 if features is None else len(features)
-            prompt = prompts.build(self.spec, task, features=count, text_ids=ids, two_row=two_row, history=past)
-            yield from turn.run(prompt, features, self._cancel.is_set)
-        finally:
-            self._busy.release()
+        began = perf_counter()
+        model = self.model
+        question = Question(task, audio, text, sample_rate, channel, encoder_window, long_audio, two_row, history)
+        question.check(model.spec, model.tokenizer)
+        _check_limits(model.spec, max_length, noise_seed, forced_codes)
+        frames = audio_frames(task, max_seconds, model.spec)
+        forced = Forced(forced_codes, forced_text_end)
+        options = Options(sampling or Sampling(), max_length, strict, noise_seed, forced)
+        interrupt = Interrupt()
+        answer = Answer(model, question, options, frames, interrupt, began)
+        return self._started(Turn(answer.events(), interrupt))
 
-    def encode(self, samples: F32, spans: Spans, window: Window, long_audio: str) -> F32:
-        """Samples [S] -> features [F, D], F = int(ms / 20) + 1 as the published model counts."""
-        front = self.spec.front_end
-        sound.check(samples)
-        limit = self._window_samples(len(samples), window)
-        if len(samples) > limit and long_audio != "split":
-            raise AudioError(
-                f"the audio lasts {len(samples) / front.sample_rate:.1f} s, the encoder's window is "
-                f"{limit / front.sample_rate:g} s; shorten it, or ask for it to be split (--long split)"
-            )
-        pieces = [samples[i : i + limit] for i in range(0, len(samples), limit)]
-        return np.concatenate([self._encode_piece(p, limit, spans) for p in pieces])
+    def _started(self, turn: Turn) -> Turn:
+        with self._starting:
+            if self._answering():
+                gc.collect()  # a turn that was dropped inside a reference cycle is garbage too, but not yet gone
+            if self._answering():
+                raise UsageError(
+                    "this Session is answering already: take the rest of the answer or close it first, or open another "
+                    "Session on the same Bundle, which shares the weights"
+                )
+            self._turn = weakref.ref(turn)
+        return turn
 
-    def _encode_piece(self, samples: F32, window: int, spans: Spans) -> F32:
-        front = self.spec.front_end
-        with spans("mel"):
-            mel = sound.log_mel(samples, front, window // front.hop)
-        with spans("encoder"):
-            return self.components.encoder.encode(mel, sound.feature_count(len(samples), front))
-
-    def _window_samples(self, samples: int, window: Window) -> int:
-        front = self.spec.front_end
-        full = front.window_s * front.sample_rate
-        if window is None:
-            window = front.window_s if self.spec.padded_window else "auto"
-        if window == "auto":
-            seconds = max(MIN_AUTO_WINDOW_S, -(-samples // front.sample_rate))
-            return min(full, seconds * front.sample_rate)
-        if not isinstance(window, (int, float)) or not 0 < window <= front.window_s:
-            raise UsageError(f"encoder window must be auto or at most {front.window_s} s, not {window!r}")
-        step = 2 * front.hop  # one feature is two mel frames
-        return max(step, int(window * front.sample_rate) // step * step)
+    def _answering(self) -> Turn | None:
+        """The turn under way. One that nobody holds any more is gone, whether it ever began or not."""
+        turn = self._turn() if self._turn else None
+        return turn if turn and not turn.finished else None
 
 
-class _Answer:
-    """Turns the loop's frames into events and keeps the turn's book."""
+def _owned(components: Components, spec: OmniSpec, tokenizer_json: str | None) -> Model:
+    """A model whose components are closed when nobody refers to it any more: no session, turn or Bundle."""
+    model = Model(components, spec, Tokenizer(tokenizer_json, spec.layout))
+    weakref.finalize(model, components.close).atexit = False
+    return model
 
-    def __init__(self, session: Session, task: str, options: Options) -> None:
-        self.session, self.task, self.options = session, task, options
-        self.spans, self.began = Spans(), perf_counter()
-        self.text = TextStream(session.tokenizer)
-        self.frames: list[Frame] = []
-        self.samples = 0
-        self.timings: dict[str, float] = {}
 
-    def question(
-        self,
-        audio: F32 | str | os.PathLike[str] | None,
-        text: str | None,
-        window: Window,
-        long_audio: str,
-        channel: int | None,
-    ) -> tuple[F32 | None, list[int]]:
-        if self.task not in AUDIO_IN:
-            return None, self.session.tokenizer.encode(text) if text else []
-        if audio is None:
-            return None, []
-        if not isinstance(audio, np.ndarray):
-            with self.spans("load"):
-                audio = sound.read(audio, self.session.spec.front_end.sample_rate, channel)
-        return self.session.encode(audio, self.spans, window, long_audio), []
-
-    def run(self, prompt: prompts.Prompt, features: F32 | None, cancelled: Callable[[], bool]) -> Iterator[Event]:
-        session = self.session
-        segments = () if features is None else (Features(prompt.feature_start, features),)
-        events = generate(
-            session.components, session.spec, self.task, prompt, segments, self.options, self.spans, cancelled
-        )
-        with closing(events):
-            for event in events:
-                if isinstance(event, Frame):
-                    yield from self._frame(event)
-                elif isinstance(event, Samples):
-                    yield self._chunk(event.samples)
-                else:
-                    yield from self._end(event)
-
-    def _mark(self, name: str) -> None:
-        self.timings.setdefault(name, perf_counter() - self.began)
-
-    def _frame(self, frame: Frame) -> Iterator[TextDelta]:
-        self._mark("prefill")
-        self.frames.append(frame)
-        if delta := self.text.add(frame.text):
-            self._mark("ttft")
-            yield TextDelta(delta)
-
-    def _chunk(self, samples: F32) -> AudioChunk:
-        self._mark("ttfa")
-        rate = self.session.spec.codec.sample_rate
-        start, self.samples = self.samples, self.samples + len(samples)
-        return AudioChunk(samples, rate, start / rate)
-
-    def _end(self, stop: Stop) -> Iterator[TextDelta | TurnEnd]:
-        if rest := self.text.finish():
-            self._mark("ttft")
-            yield TextDelta(rest)
-        if stop.silent_frames:
-            logger.warning(
-                "%d codec frame(s) held ids that are no codec entries and became silence", stop.silent_frames
-            )
-        yield TurnEnd(
-            stop.reason, self.text.text, self._tokens(), stop.silent_frames, self._close_book(stop.busy_s), self.spans
-        )
-
-    def _tokens(self) -> I32:
-        rows = [[*f.audio, f.text] for f in self.frames]
-        return np.array(rows, np.int32).reshape(-1, self.session.spec.layout.streams + 1).T.copy()
-
-    def _close_book(self, busy_s: float) -> dict[str, float]:
-        self._mark("total")
-        duration = self.samples / self.session.spec.codec.sample_rate
-        book = {**self.timings, "audio": duration, "frames": float(len(self.frames))}
-        if busy_s > 0:
-            book["frames_per_s"] = len(self.frames) / busy_s
-        if duration:
-            book["rtf"], book["rtf_turn"] = busy_s / duration, book["total"] / duration
-        return book
+def _check_limits(spec: OmniSpec, max_length: int | None, noise_seed: int | None, forced_codes: I64 | None) -> None:
+    if max_length is not None and max_length < 1:
+        raise UsageError(f"max_length counts frames, prompt included, and must be 1 or more, not {max_length}")
+    if noise_seed is not None and noise_seed < 0:
+        raise UsageError(f"noise_seed must be 0 or more, not {noise_seed}")
+    if forced_codes is not None and (forced_codes.ndim != 2 or forced_codes.shape[1] != spec.layout.streams):
+        raise UsageError(f"forced_codes must be [frames, {spec.layout.streams}], not {list(forced_codes.shape)}")

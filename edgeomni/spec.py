@@ -8,16 +8,17 @@ Shape legend used by every public docstring:
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import SpecError
 from .limits import LARGEST, positive, sized
 from .schema import Source, short, typed
 
-TASKS = ("asr", "at", "aa", "tt", "ta")
+Task = Literal["asr", "at", "aa", "tt", "ta"]
+TASKS: tuple[Task, ...] = get_args(Task)
 """What goes in and comes out: first letter the question, the rest the answer (a audio, t text)."""
-AUDIO_IN = frozenset({"asr", "at", "aa"})
-AUDIO_OUT = frozenset({"aa", "ta"})
+AUDIO_IN: frozenset[Task] = frozenset({"asr", "at", "aa"})
+AUDIO_OUT: frozenset[Task] = frozenset({"aa", "ta"})
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ class OmniSpec:
     """Trained on audio padded to the full window: a shorter encoder window changes the answer."""
     history_turns: int = 0
     """Earlier turns the checkpoint was trained to see."""
-    tasks: tuple[str, ...] = field(default=TASKS)
+    tasks: tuple[Task, ...] = field(default=TASKS)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from edgeomni import Session, TurnEnd
 from edgeomni.bundle import Component, GraphEntry, Manifest, Port, describe_files, write_manifest
+from edgeomni.runtimes import fake
 from edgeomni.spec import AdapterSpec, BodySpec, CodecSpec, EncoderSpec, FrontEndSpec, OmniSpec, TokenLayout
 
 
@@ -37,7 +40,15 @@ def script(spec: OmniSpec, frames: int, text: list[int] | None = None, eoa: bool
     return out
 
 
-def small_bundle(root: Path, spec: OmniSpec, *, licences: dict[str, str] | None = None) -> Path:
+def small_bundle(
+    root: Path,
+    spec: OmniSpec,
+    *,
+    licences: dict[str, str] | None = None,
+    gate: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
+    prefix: str = "",
+) -> Path:
     """A bundle of the smallest files that pass for ONNX graphs and tables: it can be opened and verified, not run.
 
     Each graph is 150 bytes: the ONNX field `producer_name`, then `doc_string`.
@@ -65,23 +76,36 @@ def small_bundle(root: Path, spec: OmniSpec, *, licences: dict[str, str] | None 
         "codec": {**flavour, **codec},
     }
     roles = {"encoder": ["encoder"], "llm": ["body", "text_head", "audio_head"], "codec": ["codec"]}
-    parts = {name: _small_component(root, name, roles[name], meta) for name, meta in metas.items()}
+    parts = {name: _small_component(root, name, roles[name], meta, prefix) for name, meta in metas.items()}
     (root / "tokenizer.json").write_text("{}")
     tokenizer = describe_files(root, [root / "tokenizer.json"])[0]
-    gate = {"fidelity": {"llm.top1": {"value": 0.999, "at_least": 0.995, "verdict": "pass"}}}
+    gate = gate or {"fidelity": {"llm.top1": {"value": 0.999, "at_least": 0.995, "verdict": "pass"}}}
     licences = licences or {"llm": "Apache-2.0"}
-    write_manifest(root, Manifest(spec, parts, tokenizer, {"weights": "random"}, licences, gate))
+    write_manifest(root, Manifest(spec, parts, tokenizer, {"weights": "random", **(facts or {})}, licences, gate))
     return root
 
 
-def _small_component(root: Path, name: str, roles: list[str], meta: dict[str, Any]) -> Component:
+def _small_component(root: Path, name: str, roles: list[str], meta: dict[str, Any], prefix: str) -> Component:
     folder = root / name
     folder.mkdir(parents=True)
     for role in roles:
-        (folder / f"{role}.onnx").write_bytes(b"\x12\x14" + role.encode().ljust(20) + b"\x32\x7e" + b"d" * 126)
+        (folder / f"{prefix}{role}.onnx").write_bytes(b"\x12\x14" + role.encode().ljust(20) + b"\x32\x7e" + b"d" * 126)
     for table in meta.get("tables", {}).values():
         (root / table["file"]).write_bytes(b"\0" * 4)
     ports = [Port(n, "float", [1, "t"]) for n in ("x", "y.0", "y.1")]
-    graphs = {role: GraphEntry(f"{name}/{role}.onnx", ports[:1], ports[1:]) for role in roles}
+    graphs = {role: GraphEntry(f"{name}/{prefix}{role}.onnx", ports[:1], ports[1:]) for role in roles}
     files = describe_files(root, folder.iterdir())
     return Component(name, "onnxruntime", "onnx", "int8", {"all": "int8"}, graphs, meta, files)
+
+
+def scripted_session(spec: OmniSpec | None = None, frames: int = 20, **how: Any) -> Session:
+    """A session whose answer is `script(spec, frames)`."""
+    spec = spec or small_spec()
+    return Session(fake.components(spec, script(spec, frames, **how)), spec, None)
+
+
+def ended(events: Iterable[Any]) -> TurnEnd:
+    """The end of a turn, all else taken."""
+    *_, end = events
+    assert isinstance(end, TurnEnd)
+    return end

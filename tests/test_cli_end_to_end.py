@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +167,30 @@ def test_a_reader_that_leaves_does_not_cost_the_sound_file(tiny_dir: Path, tmp_p
     child.stderr.close()
     assert child.wait() == 0, message
     assert soundfile.info(answer).frames > 24000
+
+
+def test_a_recorder_at_the_other_end_of_a_pipe(bundle: Path, folder: Path, tmp_path: Path) -> None:
+    wav = (folder / "question.wav").read_bytes()
+    samples = (soundfile.read(folder / "question.wav", dtype="int16")[0]).astype("<i2").tobytes()
+    run = [sys.executable, "-m", "edgeomni", "run", str(bundle), "--max-seconds", "1", "--greedy", "-q"]
+    raw = ["-", "--stdin-format", "s16le", "--stdin-rate", "16000"]
+    told = edgeomni(*run[3:], folder / "question.wav", "-o", tmp_path / "file.wav")
+    answers = [(told.stdout_bytes, (tmp_path / "file.wav").read_bytes())]
+    for name, arguments, stdin in (("wav", ["-"], wav), ("raw", raw, samples)):
+        out = tmp_path / f"{name}.wav"
+        done = subprocess.run([*run, *arguments, "-o", str(out)], input=stdin, capture_output=True, check=False)
+        assert done.returncode == 0 and done.stderr == b"", done.stderr
+        answers.append((done.stdout, out.read_bytes()))
+    assert answers[0] == answers[1] == answers[2]
+    assert soundfile.info(tmp_path / "raw.wav").frames <= 24000
+
+
+def test_the_terminal_is_no_pipe(bundle: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "edgeomni", "run", str(bundle), "-"]
+    done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, check=False, timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 2 and "stdin is the terminal" in done.stderr

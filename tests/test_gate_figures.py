@@ -66,8 +66,8 @@ class WrongEncoder(TorchEncoder):
         super().__init__(model)
         self.wrong_length = wrong_length
 
-    def encode(self, mel: F32, wanted: int | None = None) -> F32:
-        features = super().encode(mel, wanted)
+    def encode(self, mel: F32, wanted: int | None = None, interrupt: Any = None) -> F32:
+        features = super().encode(mel, wanted, interrupt)
         return features[::-1].copy() if mel.shape[1] == self.wrong_length else features
 
 

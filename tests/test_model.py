@@ -14,6 +14,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from edgeomni.components import Features, OpenOptions
 from edgeomni.errors import AudioError, EngineError, SpecError
+from edgeomni.interrupt import Interrupt, Interrupted
 from edgeomni.model import bodies, checkpoints, codecs, encoders
 from edgeomni.model.omni import OmniModel, fill, skeleton
 from edgeomni.model.presets import draw
@@ -180,6 +181,11 @@ def test_components(tiny_model: Any) -> None:
     with torch.inference_mode():
         expected = tiny_model.encode(torch.from_numpy(mel)[None])[0]
     assert np.allclose(components.encoder.encode(mel), expected, atol=1e-5)
+    interrupt = Interrupt()
+    assert np.allclose(components.encoder.encode(mel, 5, interrupt), expected[:5], atol=1e-5)
+    interrupt.set()
+    with pytest.raises(Interrupted):
+        components.encoder.encode(mel, None, interrupt)
     if not torch.cuda.is_available():
         with pytest.raises(EngineError, match="CUDA"):
             components_of(tiny_model, OpenOptions(device="cuda"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from edgeomni.errors import EngineError, UsageError
 from edgeomni.exporters import load
 from edgeomni.exporters.onnx import imitation, reread
 from edgeomni.gate.metrics import cosine
+from edgeomni.interrupt import Interrupt, Interrupted
 from edgeomni.model.encoders import build_adapter
 from edgeomni.quantize.policy import schemes_for
 from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
@@ -147,3 +149,43 @@ def test_unknown_format_and_flavour(tiny_model: Any, tmp_path: Path) -> None:
         load("abacus")
     with pytest.raises(UsageError, match="ort and portable"):
         load("onnx").export(tiny_model, "encoder", tmp_path, "fp32", flavour="other")
+
+
+def test_an_interrupted_run_ends_and_leaves_the_encoder_usable(tiny_model: Any, tmp_path: Path) -> None:
+    encoder, mel = exported(tiny_model, tmp_path, "fp32"), mel_of(tiny_model.spec, 200)
+    features = encoder.encode(mel, None, Interrupt())
+    interrupt = Interrupt()
+    interrupt.set()
+    with pytest.raises(Interrupted):
+        encoder.encode(mel, None, interrupt)
+    np.testing.assert_array_equal(encoder.encode(mel), features)
+
+
+class StoppableRun:
+    """Stands for a session in whose run another thread sets the interrupt: what ONNX Runtime does is up to `after`."""
+
+    def __init__(self, interrupt: Interrupt, after: Callable[[Any], Any]) -> None:
+        self.interrupt, self.after = interrupt, after
+
+    def run(self, outputs: Any, feed: Any, options: Any) -> Any:
+        assert not options.terminate
+        self.interrupt.set()
+        return self.after(options)
+
+
+def test_a_run_under_way_is_told_to_stop_and_other_failures_stay_failures(tiny_model: Any, tmp_path: Path) -> None:
+    encoder, mel = exported(tiny_model, tmp_path, "fp32"), mel_of(tiny_model.spec, 200)
+    told: list[bool] = []
+
+    def terminated(options: Any) -> Any:
+        told.append(options.terminate)
+        raise RuntimeError("Exiting due to terminate flag being set to true.")
+
+    interrupt = Interrupt()
+    encoder._session = StoppableRun(interrupt, terminated)
+    with pytest.raises(Interrupted):
+        encoder.encode(mel, None, interrupt)
+    assert told == [True]
+    encoder._session = StoppableRun(Interrupt(), terminated)
+    with pytest.raises(EngineError, match="the encoder failed"):
+        encoder.encode(mel, None, Interrupt())

@@ -26,7 +26,7 @@ def session(request: pytest.FixtureRequest, golden: Golden, tmp_path_factory: py
     return Session.open(export_bundle(golden.path, out, precision="fp32", flavour=request.param))
 
 
-def events_of(session: Session, golden: Golden, task: str, **kwargs: Any) -> list[Any]:
+def events_of(session: Session, golden: Golden, task: Any, **kwargs: Any) -> list[Any]:
     question = {"audio": golden.path / "question.wav"} if task[0] == "a" else {"text": golden.meta["text"]}
     limit = golden.meta["max_returned_tokens"]
     return list(session.respond(task, sampling=Sampling(greedy=True), max_length=limit, **question, **kwargs))

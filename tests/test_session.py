@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from edgeomni import AudioChunk, Bundle, Sampling, Session, TurnEnd
 from edgeomni.errors import EngineError, UsageError
 from edgeomni.export import export_bundle
+from edgeomni.interrupt import Interrupt
 
 QUESTION = (0.2 * np.sin(np.arange(24000) * 0.05) * np.sin(np.arange(24000) * 0.0007)).astype(np.float32)
 
@@ -69,8 +71,8 @@ def test_a_short_window_gives_as_many_features(bundle: Bundle, monkeypatch: pyte
     session, seen = Session.open(bundle), []
     encode = session.components.encoder.encode
 
-    def noted(mel: np.ndarray, wanted: int) -> np.ndarray:
-        features = encode(mel, wanted)
+    def noted(mel: np.ndarray, wanted: int, interrupt: Interrupt) -> np.ndarray:
+        features = encode(mel, wanted, interrupt)
         seen.append((mel.shape[1], len(features)))
         return features
 
@@ -83,7 +85,7 @@ def test_a_short_window_gives_as_many_features(bundle: Bundle, monkeypatch: pyte
 def test_the_wrong_engine_or_device_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(UsageError, match="unknown engine 'steam'; known are onnxruntime, torch"):
-        Session.open(bundle, engine="steam")
+        Session.open(bundle, engine="steam")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="encoder is onnx, which torch does not run; engines that do: onnxruntime"):
         Session.open(bundle, engine="torch")
     with pytest.raises(EngineError, match="CUDAExecutionProvider.*onnxruntime-gpu"):
@@ -103,3 +105,10 @@ def test_a_checkpoint_on_a_missing_device_is_named(tiny_dir: Path, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EngineError, match="sees no CUDA device"):
         Session.open(tiny_dir, device="cuda")
+
+
+def test_a_checkpoint_tells_that_it_runs_on_torch(tiny_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "edgeomni")
+    with Session.open(tiny_dir, engine="torch") as session:
+        assert session.spec.context == 2048
+    assert "all components run on torch (checkpoint, fp32)" in [r.message for r in caplog.records]

@@ -5,53 +5,108 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..bundle import Bundle, Port
+from ..bundle import Bundle, Port, is_bundle
 from ..engines import COMPONENTS
+from ..errors import BundleError
+from ..tables import say, show
+from . import checkpoint
 from .common import console
-from .terminal import plain
+from .legend import figures, legend, verdict
+from .terminal import plain, visible
+
+GATE = "gate"
 
 _INDEX = re.compile(r"(\.\d+(x\d+)?)+\b")
 """The numbers in names like past_key.0 and tail.64x1."""
 
 
 @click.command("inspect")
-@click.argument("bundle")
-@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON, with size and digest.")
-def inspect_(bundle: str, as_json: bool) -> None:
-    """Show what BUNDLE holds: components, engines, precisions, sizes, I/O, gate figures, provenance, licences."""
-    opened = Bundle.open(bundle, hashes=False)
+@click.argument("source")
+@click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object.")
+def inspect_(source: str, as_json: bool) -> None:
+    """Show what SOURCE holds: a bundle, or a checkpoint of any kind.
+
+    Of a bundle: precisions, size and the gate's verdict, then components, the gate's figures with a legend, I/O,
+    provenance and licences. Of a checkpoint: kind, whether it is trained, sizes and parameters, read without torch.
+    """
+    out = console()
+    if not Path(source).exists():
+        raise BundleError(f"{source}: no such bundle or checkpoint directory; check the path")
+    if not is_bundle(source):
+        _show_checkpoint(checkpoint.read(Path(source)), out, as_json)
+        return
+    opened = Bundle.open(source, hashes=False)
     if as_json:
         click.echo(json.dumps(describe(opened), sort_keys=True))
         return
-    out = console()
+    for line in heading(opened):
+        say(out, visible(line))
     for table in tables(opened):
-        out.print(table)
+        say(out)
+        show(out, table)
+        if table.title == GATE:
+            for line in legend(opened.manifest.gate):
+                say(out, visible(line))
+
+
+def _show_checkpoint(found: checkpoint.Checkpoint, out: Console, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), sort_keys=True))
+        return
+    for line in checkpoint.lines(found):
+        say(out, visible(line))
+    parts = Table("part", "what it is", title="sizes")
+    for name, words in found.sizes.items():
+        parts.add_row(plain(name), plain(words))
+    counts = Table("part", title="parameters")
+    counts.add_column("millions", justify="right")
+    for name, count in found.parameters.items():
+        counts.add_row(plain(name), f"{count / 1e6:.3f}")
+    files = Table("file", title="files")
+    files.add_column("MB", justify="right")
+    for name, size in found.files.items():
+        files.add_row(plain(name), f"{size / 1e6:.2f}")
+    facts = _pairs("provenance", found.provenance), _pairs("licences", found.licences)
+    for table in (parts, counts, *facts, files):
+        if table.row_count:
+            say(out)
+            show(out, table)
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
     return {**bundle.manifest.to_dict(), "size": bundle.size, "digest": bundle.digest}
 
 
+def heading(bundle: Bundle) -> Iterator[str]:
+    """What a user asks first: how large, how precise, and whether the gate passed."""
+    parts = bundle.manifest.components
+    yield f"{bundle.path}: bundle, {bundle.size / 1e6:.2f} MB"
+    yield "precision: " + ", ".join(f"{name} {parts[name].precision}" for name in COMPONENTS)
+    yield verdict(bundle.manifest.gate)
+
+
 def tables(bundle: Bundle) -> Iterator[Table]:
     yield _components(bundle)
-    yield _graphs(bundle)
     yield gate_table(bundle.manifest.gate)
+    yield _graphs(bundle)
     yield _pairs("provenance", {**bundle.manifest.provenance, "digest": bundle.digest})
     yield _pairs("licences", bundle.manifest.licences)
 
 
 def _components(bundle: Bundle) -> Table:
-    table = Table("component", "engine", "format", "precision", "stored as", title=plain(bundle.path))
+    table = Table("component", "engine", "format", "precision", "stored as", title="components")
     table.add_column("MB", justify="right")
     for name in COMPONENTS:
         part = bundle.manifest.components[name]
-        stored = ", ".join(f"{group} {scheme}" for group, scheme in part.scheme.items())
+        stored = "\n".join(f"{group} {scheme}" for group, scheme in part.scheme.items())
         size = sum(f.size for f in part.files) / 1e6
         cells = name, part.engine, part.format, part.precision, stored, f"{size:.2f}"
         table.add_row(*map(plain, cells))
@@ -81,14 +136,11 @@ def _signature(ports: list[Port]) -> Text:
 
 def gate_table(gate: dict[str, Any]) -> Table:
     """The gate's figures as bundle.json holds them; entries of another form are left out."""
-    table = Table("part", "figure", "value", "wanted", "", title="gate")
-    for part in ("fidelity", "quality", "device"):
-        figures = gate.get(part)
-        for name, entry in figures.items() if isinstance(figures, dict) else ():
-            if isinstance(entry, dict):
-                limits = [f"{k.replace('_', ' ')} {_number(v)}" for k, v in entry.items() if _is_limit(k, v)]
-                cells = part, name, _number(entry.get("value", "")), ", ".join(limits), entry.get("verdict", "")
-                table.add_row(*map(plain, cells))
+    table = Table("figure", "part", "value", "wanted", "verdict", title=GATE)
+    for part, name, entry in figures(gate):
+        limits = [f"{k.replace('_', ' ')} {_number(v)}" for k, v in entry.items() if _is_limit(k, v)]
+        cells = name, part, _number(entry.get("value", "")), ", ".join(limits), entry.get("verdict", "")
+        table.add_row(*map(plain, cells))
     return table
 
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from rich.console import Console
 
+from ..engines import ENGINES, Device
 from ..errors import EdgeOmniError, UsageError
 from .terminal import visible
 
@@ -95,10 +96,30 @@ class _Stderr(logging.Handler):
         click.echo(visible(f"{record.levelname.lower()}: {record.getMessage()}"), err=True)
 
 
+@contextmanager
+def verbosity(quiet: bool, verbose: bool) -> Iterator[None]:
+    """`--quiet` leaves errors alone of the library's messages, `--verbose` adds its information."""
+    logger = logging.getLogger("edgeomni")
+    before = logger.level
+    logger.setLevel(logging.ERROR if quiet else logging.INFO if verbose else before)
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
+
+
 def console(*, err: bool = False) -> Console:
-    """Where tables go; wide enough for them when the output is not a terminal."""
-    out = Console(stderr=err, highlight=False)
-    return out if out.is_terminal else Console(stderr=err, highlight=False, width=PIPED_WIDTH)
+    """Where tables go. Text is never taken as markup: it may come from files.
+
+    Without a terminal the width is COLUMNS, or enough for most tables.
+    """
+    out = Console(stderr=err, highlight=False, markup=False, emoji=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = PIPED_WIDTH
+    return out
 
 
 def fresh(path: str | os.PathLike[str], force: bool) -> Path:
@@ -131,9 +152,17 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
+verbosity_options = options(
+    click.option("-q", "--quiet", is_flag=True, help="Only the answer and errors."),
+    click.option("-v", "--verbose", is_flag=True, help="Also engines, threads and the time of each stage."),
+)
 engine_options = options(
     click.option("--threads", type=click.IntRange(1), help="Threads to compute with [default: all cores]."),
-    click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
-    click.option("--engine", help="Insist on this engine (onnxruntime for a bundle, torch for a checkpoint)."),
+    click.option("--device", type=click.Choice(get_args(Device)), default="cpu", show_default=True),
+    click.option(
+        "--engine",
+        type=click.Choice(list(ENGINES)),
+        help="Insist on this engine (torch is for checkpoints) [default: the one that runs SOURCE].",
+    ),
 )
 force_option = click.option("--force", is_flag=True, help="Overwrite what exists.")

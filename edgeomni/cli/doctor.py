@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -10,23 +11,30 @@ import click
 from rich.table import Table
 
 from .. import __version__
+from ..engines import CHECKPOINT, ENGINES, Engine
 from ..hardware import closest_profile, detect
+from ..tables import say, show
 from .common import console
 
-PARTS = {
-    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "edgeomni", "runs onnx bundles"),
-    "torch": (("torch",), "edgeomni[export]", "runs checkpoints; needed by init and export"),
-    "transformers": (("transformers",), "edgeomni[export]", "needed by init and export"),
-    "onnx": (("onnx",), "edgeomni[export]", "needed by export"),
-    "snac": (("snac",), "edgeomni[export]", "needed by init and export"),
-    "llama-cpp-python": (("llama-cpp-python",), "edgeomni[gguf]", "for gguf bundles, not written yet"),
-    "openvino": (("openvino",), "edgeomni[openvino]", "for openvino bundles, not written yet"),
-    "tensorrt-rtx": (("tensorrt-rtx",), "edgeomni[tensorrt]", "for tensorrt bundles, not written yet"),
-    "tensorrt": (("tensorrt",), "edgeomni[jetson]", "for tensorrt bundles on Jetson, not written yet"),
-    "optimum": (("optimum",), "edgeomni[optimum]", "for optimum's command line, not written yet"),
-    "sounddevice": (("sounddevice",), "edgeomni[play]", "run --play"),
+TOOLS = {
+    "transformers": ("export", "init and export"),
+    "onnx": ("export", "export to onnx"),
+    "snac": ("export", "init and export of SNAC codecs"),
+    "sounddevice": ("play", "run --play"),
 }
-"""Part -> (distributions that bring it, what to install, what for)."""
+"""Distribution that is no engine -> (extra that brings it, what needs it)."""
+_ISA = {
+    "avx2": "AVX2",
+    "avx_vnni": "AVX-VNNI",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_int8": "AMX INT8",
+    "neon": "NEON",
+    "dotprod": "dot product",
+    "i8mm": "I8MM",
+    "sve": "SVE",
+}
 
 
 @click.command("doctor")
@@ -38,20 +46,40 @@ def doctor_(as_json: bool) -> None:
         click.echo(json.dumps(report))
         return
     out = console()
-    out.print(_table(report))
-    for key, value in report["machine"].items():
-        out.print(f"{key:>16}: {value}")
+    show(out, _table(report))
+    offered = [name.removesuffix("ExecutionProvider") for name in report["providers"]]
+    providers = f"providers of onnxruntime: {', '.join(offered) or 'none, it is not installed'}"
+    for line in (*_missing(report), "", providers, *_machine(report["machine"])):
+        say(out, line)
 
 
 def examine() -> dict[str, Any]:
     """Versions are read from installed metadata, so that nothing heavy is imported."""
     machine = detect()
-    parts = {
-        name: {"version": _version(names), "install": f'pip install "{extra}"', "use": use}
-        for name, (names, extra, use) in PARTS.items()
+    engines = {e.name: _part(e.distributions, e.install, _use(e)) for e in ENGINES.values()}
+    tools = {
+        name: _part((name,), f'pip install "edgeomni[{extra}]"', f"needed by {use}")
+        for name, (extra, use) in TOOLS.items()
     }
     facts = {**machine.to_dict(), "closest_profile": closest_profile(machine)}
-    return {"edgeomni": __version__, "engines": parts, "providers": _providers(), "machine": facts}
+    return {
+        "edgeomni": __version__,
+        "engines": engines,
+        "tools": tools,
+        "providers": _providers(),
+        "machine": facts,
+    }
+
+
+def _part(distributions: tuple[str, ...], install: str, use: str) -> dict[str, Any]:
+    return {"version": _version(distributions), "install": install, "use": use}
+
+
+def _use(engine: Engine) -> str:
+    formats = [f for f in engine.formats if f != CHECKPOINT]
+    what = [f"bundles in {', '.join(formats)}"] if formats else []
+    what += ["checkpoints"] if CHECKPOINT in engine.formats else []
+    return f"runs {' and '.join(what)} on {' or '.join(engine.devices)}"
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:
@@ -72,9 +100,31 @@ def _providers() -> list[str]:
 
 
 def _table(report: dict[str, Any]) -> Table:
-    table = Table("engine or part", "version", "for", "install", title=f"EdgeOmni {report['edgeomni']}")
-    for name, part in report["engines"].items():
-        use = part["use"] + (f" ({', '.join(report['providers'])})" if name == "onnxruntime" else "")
-        missing = not part["version"]
-        table.add_row(name, part["version"] or "not found", use, part["install"].replace("[", r"\[") if missing else "")
+    table = Table("engine or tool", "version", "what it is for", title=f"EdgeOmni {report['edgeomni']}")
+    for name, part in {**report["engines"], **report["tools"]}.items():
+        table.add_row(name, part["version"] or "not found", part["use"])
     return table
+
+
+def _missing(report: dict[str, Any]) -> Iterator[str]:
+    """What to install, each command on a line of its own, to be copied."""
+    commands: dict[str, list[str]] = {}
+    for name, part in {**report["engines"], **report["tools"]}.items():
+        if not part["version"]:
+            commands.setdefault(part["install"], []).append(name)
+    for command, names in commands.items():
+        yield f"for {', '.join(names)}:"
+        yield f"  {command}"
+
+
+def _machine(facts: dict[str, Any]) -> Iterator[str]:
+    """The machine in words."""
+    yield f"system: {facts['system']}"
+    yield f"processor: {facts['cpu']}, {facts['cores']} core{'s' if facts['cores'] != 1 else ''} to use"
+    yield "vector instructions: " + (", ".join(_ISA.get(i, i) for i in facts["isa"]) or "none that matter here")
+    memory = facts["memory_gb"]
+    yield "memory: " + (f"{memory:g} GB" if memory is not None else "the system does not tell")
+    yield f"GPU: {facts['gpu'] or 'none found'}"
+    if facts["board"]:
+        yield f"board: {facts['board']}"
+    yield f"closest hardware profile: {facts['closest_profile'] or 'none fits'}"

@@ -9,6 +9,7 @@ import click
 from ..engines import COMPONENTS
 from ..errors import UsageError
 from ..hardware import HardwareProfile, load_profile
+from ..tables import show
 from .bundles import gate_table
 from .common import console, force_option, options
 from .init import check_preset, random_source
@@ -94,4 +95,4 @@ def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, 
 
 
 def _show(gate: dict[str, Any]) -> None:
-    console().print(gate_table(gate))
+    show(console(), gate_table(gate))

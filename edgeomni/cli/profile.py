@@ -9,6 +9,7 @@ import click
 from ..hardware import detect, load_profile
 from ..profiling import measure, report
 from ..spec import TASKS
+from ..tables import say, show
 from .common import console, engine_options, options
 from .turn import window_of
 
@@ -46,7 +47,9 @@ def profile_(bundle: str, profile_name: str | None, save: bool, as_json: bool, *
     if as_json:
         click.echo(report.line(result))
     else:
-        console().print(*report.tables(result), sep="\n")
+        out = console()
+        for part in report.tables(result):
+            say(out, part) if isinstance(part, str) else show(out, part)
     if save:
         click.echo(f"saved {measure.save(result)}", err=True)
     if hardware:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 
+from ..arrays import F32
+from ..errors import UsageError
 from ..sampling import Sampling
 from ..session import AudioChunk, Event, Session, TextDelta, TurnEnd
 from ..spec import AUDIO_OUT, TASKS
-from .common import engine_options, force_option, options
-from .sinks import Sinks, check_outputs, save_tokens
-from .turn import sampling_of, task_of, window_of
+from . import answer
+from .answer import Limits, reason
+from .common import engine_options, force_option, options, verbosity, verbosity_options
+from .sinks import STDOUT, Sinks, check_outputs, save_tokens
+from .stdin import STDIN, check_stdin, read_stdin, stdin_options
+from .turn import MAX_SECONDS, max_seconds_of, sampling_of, task_of, window_of
+
+NOT_KEPT = "note: the answer's sound is not kept; add -o answer.wav to keep it, or --play to hear it"
 
 question_options = options(
     click.option("--task", type=click.Choice(TASKS), help="What goes in and comes out [default: aa; ta with --text]."),
@@ -32,6 +39,7 @@ output_options = options(
     click.option("-o", "--output", help="Sound file to write; - writes raw PCM (s16le) to stdout."),
     click.option("--play", is_flag=True, help="Play the answer (needs sounddevice)."),
     click.option("--tokens-out", help="Write the answer's ids to this .npz (array `tokens`)."),
+    click.option("--json", "as_json", is_flag=True, help="At the end one JSON object on stdout; text goes to stderr."),
 )
 answer_options = options(
     click.option("--greedy", is_flag=True, help="Always the likeliest id."),
@@ -41,6 +49,9 @@ answer_options = options(
     click.option("--repetition-penalty", type=float, help="Above 1 the text repeats itself less."),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     click.option("--max-length", type=click.IntRange(1), help="Frames at most, prompt counted in."),
+    click.option(
+        "--max-seconds", type=float, metavar="SECONDS", help=f"Sound at most [default: {MAX_SECONDS:g} for aa and ta]."
+    ),
     click.option("--two-row/--one-row", default=True, show_default=True, help="aa: text from a row of its own."),
     click.option("--strict", is_flag=True, help="Ids that are no codec entries are an error, not silence."),
     click.option("--codec-noise", type=int, metavar="SEED", help="Switch the codec's noise on, seeded."),
@@ -51,56 +62,95 @@ answer_options = options(
 @click.argument("source")
 @click.argument("question", required=False)
 @question_options
+@stdin_options
 @output_options
 @answer_options
 @engine_options
+@verbosity_options
 @force_option
-def run_(source: str, question: str | None, output: str | None, play: bool, tokens_out: str | None, **how: Any) -> None:
-    """Ask SOURCE (a bundle, or a checkpoint directory) the spoken QUESTION, or --text.
+def run_(
+    source: str,
+    question: str | None,
+    output: str | None,
+    play: bool,
+    tokens_out: str | None,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """Ask SOURCE (a bundle, or a checkpoint directory) the spoken QUESTION (a sound file, - for stdin), or --text.
 
     \b
     edgeomni run bundle --task aa question.wav -o answer.wav
     edgeomni run bundle --task ta --text "How are you?" -o - | aplay -f S16_LE -r 24000
+    arecord -d 5 -f S16_LE -r 16000 | edgeomni run bundle - -o answer.wav
     """
+    _check_display(as_json, output, how)
+    click.get_current_context().with_resource(verbosity(how["quiet"], how["verbose"]))
     task = task_of(how["task"], question, how["text"])
     speaks = check_outputs(task in AUDIO_OUT, output, play, tokens_out, how["force"])
-    request = _request(how)
+    limits = Limits(how["max_length"], max_seconds_of(task, how["max_seconds"]))
+    check_stdin(question, how["stdin_format"], how["stdin_rate"], how["channel"])
+    request = _request(how, limits)
+    if question == STDIN:  # before the model is loaded: a recorder at the other end does not wait that long
+        audio, rate = read_stdin(how["stdin_format"], how["stdin_rate"], how["channel"])
+        request |= {"audio": audio, "sample_rate": rate, "channel": None}
+    else:
+        request["audio"] = question
     session = Session.open(source, threads=how["threads"], device=how["device"], engine=how["engine"])
-    events = session.respond(task, question, how["text"], **request)
+    events = session.respond(task, **request)
+    if speaks and not output and not play and not how["quiet"]:
+        click.echo(NOT_KEPT, err=True)
     with Sinks(output if speaks else None, play and speaks, session.spec.codec.sample_rate) as sinks:
-        end = consume(events, sinks)
+        end = consume(events, sinks.audio, _text_to(sinks, as_json, how["quiet"]))
     if tokens_out:
         save_tokens(tokens_out, end.tokens, task)
-    click.echo(summary(end), err=True)
+    why = reason(end, task, session.spec, limits)
+    if as_json:
+        written = {"audio": output if speaks else None, "tokens": tokens_out}
+        click.echo(answer.as_json(end, why, task, {what: path for what, path in written.items() if path}))
+    _tell(end, why, how)
 
 
-def _request(how: dict[str, Any]) -> dict[str, Any]:
-    """Options -> arguments of Session.respond. Raises UsageError."""
+def _check_display(as_json: bool, output: str | None, how: dict[str, Any]) -> None:
+    if how["quiet"] and how["verbose"]:
+        raise UsageError("--quiet and --verbose contradict each other; give one")
+    if as_json and output == STDOUT:
+        raise UsageError("-o - and --json both want stdout; write the sound to a file")
+
+
+def _request(how: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    """Options -> arguments of Session.respond, but the audio. Raises UsageError."""
     sampling: Sampling = sampling_of(how)
     window = window_of(how["encoder_window"])
-    same = {k: how[k] for k in ("max_length", "two_row", "strict", "long_audio", "channel")}
-    return {**same, "sampling": sampling, "encoder_window": window, "noise_seed": how["codec_noise"]}
+    same = {k: how[k] for k in ("text", "two_row", "strict", "long_audio", "channel")}
+    bounds = {"max_length": limits.max_length, "max_seconds": limits.max_seconds}
+    return {**same, **bounds, "sampling": sampling, "encoder_window": window, "noise_seed": how["codec_noise"]}
 
 
-def consume(events: Iterable[Event], sinks: Sinks) -> TurnEnd:
+def _text_to(sinks: Sinks, as_json: bool, quiet: bool) -> Callable[[str], None]:
+    """Where text deltas go: with --json they leave stdout to the object, and with --quiet too are not shown at all."""
+    if not as_json:
+        return sinks.text
+    return lambda delta: None if quiet else click.echo(delta, nl=False, err=True)
+
+
+def consume(events: Iterable[Event], audio: Callable[[F32], None], text: Callable[[str], None]) -> TurnEnd:
     """Text and audio out as they come; returns the turn's end."""
     for event in events:
         if isinstance(event, TextDelta):
-            sinks.text(event.text)
+            text(event.text)
         elif isinstance(event, AudioChunk):
-            sinks.audio(event.samples)
+            audio(event.samples)
         else:
-            sinks.text("\n")
+            text("\n")
             return event
     raise AssertionError("a turn ends with TurnEnd")
 
 
-def summary(end: TurnEnd) -> str:
-    """One line: why it ended, how much came, how fast."""
-    times = end.timings
-    parts = [f"{end.reason}: {end.tokens.shape[-1]} frames in {times['total']:.2f} s"]
-    if audio := times.get("audio"):
-        parts.append(f"{audio:.2f} s of audio, first after {times['ttfa']:.2f} s, RTF {times['rtf']:.3f}")
-    if end.silent_frames:
-        parts.append(f"{end.silent_frames} silent frames")
-    return "; ".join(parts)
+def _tell(end: TurnEnd, why: str, how: dict[str, Any]) -> None:
+    """The summary, and with --verbose the stages, on stderr."""
+    if how["verbose"]:
+        for line in answer.stages(end):
+            click.echo(line, err=True)
+    if not how["quiet"]:
+        click.echo(answer.summary(end, why), err=True)

@@ -6,10 +6,13 @@ from typing import Any, Literal
 
 from ..errors import UsageError
 from ..sampling import Sampling
-from ..spec import AUDIO_IN
+from ..spec import AUDIO_IN, AUDIO_OUT, Task
+
+MAX_SECONDS = 30.0
+"""Sound of an answer, unless asked otherwise: a model that does not end its answer would fill its whole context."""
 
 
-def task_of(task: str | None, audio: str | None, text: str | None) -> str:
+def task_of(task: Task | None, audio: str | None, text: str | None) -> Task:
     """The task asked for, or the one that the question implies. Raises UsageError where they do not fit."""
     task = task or ("ta" if text is not None and audio is None else "aa")
     if task in AUDIO_IN:
@@ -23,6 +26,15 @@ def task_of(task: str | None, audio: str | None, text: str | None) -> str:
         if audio is not None:
             raise UsageError(f"task {task} takes --text, not a sound file; aa, at and asr take sound")
     return task
+
+
+def max_seconds_of(task: Task, asked: float | None) -> float | None:
+    """Seconds of sound that the answer may have; None for tasks without sound. Raises UsageError."""
+    if task in AUDIO_OUT:
+        return MAX_SECONDS if asked is None else asked
+    if asked is not None:
+        raise UsageError(f"--max-seconds bounds sound, and task {task} answers in text; use --max-length")
+    return None
 
 
 def sampling_of(how: dict[str, Any]) -> Sampling:

@@ -94,9 +94,12 @@ def save(model: OmniModel, directory: str | os.PathLike[str], *, force: bool = F
 
 
 def save_preset(name: str, seed: int, directory: str | os.PathLike[str], *, force: bool = False) -> Path:
-    """Writes a recipe of a few bytes instead of random weights; `load` makes the same model of it every time."""
-    presets.check(name)
-    return _write_whole(Path(directory), lambda target: _write_config(target, {"preset": name, "seed": seed}), force)
+    """Writes a recipe of a few bytes instead of random weights; `load` makes the same model of it every time.
+
+    Its "spec" is there for readers: `load` goes by name and seed.
+    """
+    recipe = {"preset": name, "seed": seed, "spec": presets.spec_of(name).to_dict()}
+    return _write_whole(Path(directory), lambda target: _write_config(target, recipe), force)
 
 
 def _load_own(directory: Path) -> OmniModel:

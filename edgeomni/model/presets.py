@@ -102,6 +102,12 @@ def check(name: str) -> None:
         raise UsageError(f"no preset {name!r}; known are {', '.join(PRESETS)}")
 
 
+def spec_of(name: str) -> OmniSpec:
+    """The sizes of that preset. Raises UsageError for an unknown name."""
+    check(name)
+    return _spec_of(PRESETS[name])
+
+
 def preset(name: str, seed: int = 0) -> OmniModel:
     """OmniModel of that shape with random weights: deterministic, logits spread, codec audible but below 1.
 

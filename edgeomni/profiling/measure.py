@@ -17,11 +17,12 @@ import numpy as np
 
 from .. import __version__
 from ..bundle import Bundle, is_bundle
+from ..engines import Device, EngineName
 from ..errors import EdgeOmniError, GateError, UsageError
 from ..hardware import detect
 from ..sampling import Sampling
 from ..session import Session, TurnEnd
-from ..spec import AUDIO_IN, AUDIO_OUT, OmniSpec
+from ..spec import AUDIO_IN, AUDIO_OUT, OmniSpec, Task
 from .meters import MB, peak_rss_mb, percentiles
 from .question import spoken_question
 
@@ -53,7 +54,7 @@ class Job:
     """
 
     source: str
-    task: str = "aa"
+    task: Task = "aa"
     audio: str | None = None
     text: str | None = None
     seconds: float = 5.0
@@ -62,8 +63,8 @@ class Job:
     forced_frames: int | None = None
     forced_text_end: int | None = None
     threads: int | None = None
-    device: str = "cpu"
-    engine: str | None = None
+    device: Device = "cpu"
+    engine: EngineName | None = None
     encoder_window: float | str | None = None
 
 
@@ -153,7 +154,7 @@ def _forced(arguments: dict[str, Any]) -> int:
     return len(arguments.get("forced_codes", ()))
 
 
-def _turn(session: Session, task: str, arguments: dict[str, Any]) -> TurnEnd:
+def _turn(session: Session, task: Task, arguments: dict[str, Any]) -> TurnEnd:
     *_, end = session.respond(task, **arguments)
     assert isinstance(end, TurnEnd)
     return end

@@ -15,6 +15,7 @@ import numpy as np
 from edgeomni.arrays import F32, I32, I64
 from edgeomni.components import Components, Features
 from edgeomni.errors import EngineError
+from edgeomni.interrupt import Interrupt
 from edgeomni.runtimes.common.parallel_heads import ParallelHeads
 from edgeomni.spec import OmniSpec
 
@@ -24,10 +25,16 @@ class FakeEncoder:
 
     def __init__(self, spec: OmniSpec) -> None:
         self.spec = spec
+        self.closed = False
 
-    def encode(self, mel: F32, wanted: int | None = None) -> F32:
+    def encode(self, mel: F32, wanted: int | None = None, interrupt: Interrupt | None = None) -> F32:
+        if interrupt is not None:
+            interrupt.check()
         n = min(wanted or mel.shape[1] // 2, mel.shape[1] // 2)
         return np.repeat(np.arange(n, dtype=np.float32)[:, None], self.spec.body.width, axis=1)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 @dataclass(eq=False)
@@ -77,7 +84,9 @@ class FakeLanguageModel(ParallelHeads[FakeHidden]):
         self.states.add(state)
         return state
 
-    def forward(self, ids: I32, features: Sequence[Features], state: FakeState) -> FakeHidden:
+    def forward(
+        self, ids: I32, features: Sequence[Features], state: FakeState, interrupt: Interrupt | None = None
+    ) -> FakeHidden:
         rows, streams, frames = ids.shape
         _demand(rows == state.rows, f"{rows} rows fed, {state.rows} active")
         _demand(streams == self.spec.layout.streams + 1 and frames > 0, f"ids of shape {ids.shape}")

@@ -9,7 +9,8 @@ import numpy as np
 from edgeomni.arrays import F32
 from edgeomni.bundle import Component
 from edgeomni.errors import EngineError
-from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, translated
+from edgeomni.interrupt import Interrupt
+from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, interruptible
 from edgeomni.spec import OmniSpec
 
 
@@ -22,9 +23,10 @@ class OrtEncoder:
         self._session = sessions.open(bundle_path / component.graphs["encoder"].path, dynamic=dynamic)
         self._cuts = "wanted" in {i.name for i in self._session.get_inputs()}
 
-    def encode(self, mel: F32, wanted: int | None = None) -> F32:
+    def encode(self, mel: F32, wanted: int | None = None, interrupt: Interrupt | None = None) -> F32:
         """Log-mel [n_mels, t] (t even) -> the first `wanted` features [wanted or t // 2, D].
 
+        Setting `interrupt` from another thread ends the run after the operator that it is in, with Interrupted.
         Raises EngineError for another shape.
         """
         n_mels, most = self._spec.front_end.n_mels, 2 * self._spec.encoder.context
@@ -37,6 +39,9 @@ class OrtEncoder:
         feed = {"mel": np.ascontiguousarray(mel[None], np.float32)}
         if self._cuts:
             feed["wanted"] = np.array([wanted])
-        with translated("the encoder failed", "try a shorter window or fewer threads"):
-            features: F32 = self._session.run(["features"], feed)[0][0]
+        with interruptible(interrupt, "the encoder failed", "try a shorter window or fewer threads") as options:
+            features: F32 = self._session.run(["features"], feed, options)[0][0]
         return features[:wanted]
+
+    def close(self) -> None:
+        """Nothing is held beyond the session, which goes with this object."""

@@ -39,7 +39,7 @@ class Buffers:
         self.arrays = [_allocate(shape, stack.device) for _ in self.names]
         self._bindings: dict[int, _Binding] = {}
 
-    def run(self, embeds: F32, past: int) -> tuple[F32, F32 | None]:
+    def run(self, embeds: F32, past: int, options: ort.RunOptions | None = None) -> tuple[F32, F32 | None]:
         """Appends embeds [rows, S, D] behind `past` frames of the first rows.
 
         Returns hidden [rows, D] of the last position and body_out [rows, S, D], None where the stack has none.
@@ -47,7 +47,7 @@ class Buffers:
         rows = len(embeds)
         if rows not in self._bindings:
             self._bindings[rows] = _Binding(self, rows)
-        return self._bindings[rows].run(embeds, past)
+        return self._bindings[rows].run(embeds, past, options)
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` frames of one row to another."""
@@ -77,13 +77,13 @@ class _Binding:
         self._one = _Step(self._stack, rows, 1)
         self._bound: _Step | None = None
 
-    def run(self, embeds: F32, past: int) -> tuple[F32, F32 | None]:
+    def run(self, embeds: F32, past: int, options: ort.RunOptions | None) -> tuple[F32, F32 | None]:
         step = self._one if embeds.shape[1] == 1 else _Step(self._stack, self._rows, embeds.shape[1])
         step.fill(embeds, past)
         if self._bound is not step or self._stack.device != "cpu":  # a GPU copies its inputs when they are bound
             step.bind(self._io)
             self._bound = step
-        self._stack.session.run_with_iobinding(self._io)
+        self._stack.session.run_with_iobinding(self._io, options)
         return step.outputs["hidden"][:, 0].copy(), step.body_out()
 
 

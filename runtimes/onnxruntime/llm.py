@@ -18,10 +18,11 @@ from edgeomni.arrays import F32, I32, I64
 from edgeomni.bundle import Component
 from edgeomni.components import Features
 from edgeomni.errors import EngineError
+from edgeomni.interrupt import Interrupt
 from edgeomni.runtimes.common.embedding_table import RowTable
 from edgeomni.runtimes.common.parallel_heads import ParallelHeads
 from edgeomni.runtimes.onnxruntime.kv_cache import Buffers, Stack
-from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, translated
+from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, interruptible, translated
 from edgeomni.spec import OmniSpec
 
 _SPARE_STATES = 4
@@ -79,7 +80,9 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
         weakref.finalize(state, self._spare.append, buffers).atexit = False
         return state
 
-    def forward(self, ids: I32, features: Sequence[Features], state: OrtState) -> OrtHidden:
+    def forward(
+        self, ids: I32, features: Sequence[Features], state: OrtState, interrupt: Interrupt | None = None
+    ) -> OrtHidden:
         """See components.LanguageModel. Raises EngineError for a full cache or ids without a row."""
         embeds = self.embed(ids, features)
         rows, frames, _ = embeds.shape
@@ -89,7 +92,7 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
             raise EngineError(f"the cache holds {state.capacity} frames; {state.length} + {frames} are too many")
         at_once = _PREFILL_FRAMES if rows == 1 else 1  # behind cached frames the operator takes several of one row only
         for i in range(0, frames, at_once):
-            hidden = self._append(embeds[:, i : i + at_once], state)
+            hidden = self._append(embeds[:, i : i + at_once], state, interrupt)
         return hidden
 
     def fork(self, state: OrtState) -> None:
@@ -131,12 +134,13 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
         text = self._text_table[ids[:, -1].reshape(-1)].reshape(rows, frames, -1)
         return np.ascontiguousarray((audio + text) / np.float32(streams))
 
-    def _append(self, embeds: F32, state: OrtState) -> OrtHidden:
-        with translated("the LLM failed", "check memory, or verify the bundle with `edgeomni verify`"):
-            text, body_out = state.buffers[0].run(embeds, state.length)
+    def _append(self, embeds: F32, state: OrtState, interrupt: Interrupt | None) -> OrtHidden:
+        remedy = "check memory, or verify the bundle with `edgeomni verify`"
+        with interruptible(interrupt, "the LLM failed", remedy) as options:
+            text, body_out = state.buffers[0].run(embeds, state.length, options)
             audio = text
             if body_out is not None:
-                audio, _ = state.buffers[1].run(body_out[:1], state.length)
+                audio, _ = state.buffers[1].run(body_out[:1], state.length, options)
         state.length += embeds.shape[1]
         return OrtHidden(text, audio)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from edgeomni.errors import EngineError
 from edgeomni.hardware import detect
+from edgeomni.interrupt import Interrupt, Interrupted
 
 try:
     import onnxruntime as ort
@@ -128,6 +129,22 @@ def translated(what: str, remedy: str) -> Iterator[None]:
     except _FOREIGN as exc:
         reason = str(exc).strip().partition("\n")[0] or type(exc).__name__
         raise EngineError(f"{what}: {reason}; {remedy}") from exc
+
+
+@contextmanager
+def interruptible(interrupt: Interrupt | None, what: str, remedy: str) -> Iterator[ort.RunOptions]:
+    """RunOptions for one run, which setting `interrupt` ends after the operator that it is in, with Interrupted.
+
+    ONNX Runtime's other exceptions become EngineError, as in `translated`.
+    """
+    options, interrupt = ort.RunOptions(), interrupt or Interrupt()
+    try:
+        with interrupt.stopping(lambda: setattr(options, "terminate", True)), translated(what, remedy):
+            yield options
+    except EngineError as exc:
+        if interrupt.is_set():  # ONNX Runtime reports a run that was terminated as one that failed
+            raise Interrupted from exc
+        raise
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from edgeomni.arrays import F32
+from edgeomni.interrupt import Interrupt
 from edgeomni.model import OmniModel
 from edgeomni.runtimes.torch.llm import to_numpy
 
@@ -15,7 +16,17 @@ class TorchEncoder:
     def __init__(self, model: OmniModel) -> None:
         self._model = model
 
-    def encode(self, mel: F32, wanted: int | None = None) -> F32:
-        """Log-mel [n_mels, t] (t even) -> features [t // 2, D], or the first `wanted` of them."""
+    def encode(self, mel: F32, wanted: int | None = None, interrupt: Interrupt | None = None) -> F32:
+        """Log-mel [n_mels, t] (t even) -> features [t // 2, D], or the first `wanted` of them.
+
+        torch cannot be stopped in the middle, so that `interrupt` is looked at before and after the run only.
+        """
+        interrupt = interrupt or Interrupt()
+        interrupt.check()
         with torch.inference_mode():
-            return to_numpy(self._model.encode(torch.from_numpy(mel)[None].to(self._model.device))[0, :wanted])
+            features = to_numpy(self._model.encode(torch.from_numpy(mel)[None].to(self._model.device))[0, :wanted])
+        interrupt.check()
+        return features
+
+    def close(self) -> None:
+        """Nothing is held beyond the model."""

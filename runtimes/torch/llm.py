@@ -12,6 +12,7 @@ from torch import Tensor
 from edgeomni.arrays import F32, I32, I64
 from edgeomni.components import Features
 from edgeomni.errors import EngineError
+from edgeomni.interrupt import Interrupt
 from edgeomni.model import KVCache, OmniModel
 from edgeomni.runtimes.common.parallel_heads import ParallelHeads
 
@@ -47,8 +48,10 @@ class TorchLanguageModel(ParallelHeads[TorchHidden]):
     def start(self, rows: int, max_frames: int) -> TorchState:
         return TorchState(self._model.new_cache(rows, max_frames), rows)
 
-    def forward(self, ids: I32, features: Sequence[Features], state: TorchState) -> TorchHidden:
-        """ids [active rows, K+1, t] -> what the heads read of the last position. Raises EngineError when full."""
+    def forward(
+        self, ids: I32, features: Sequence[Features], state: TorchState, interrupt: Interrupt | None = None
+    ) -> TorchHidden:
+        """See components.LanguageModel. torch finishes a call under way, whatever `interrupt` says meanwhile."""
         model, cache, frames = self._model, state.cache, ids.shape[-1]
         if len(ids) != state.rows:
             raise EngineError(f"{len(ids)} rows of ids for a state with {state.rows} active")
