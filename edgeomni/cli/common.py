@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 
-from ..errors import EdgeOmniError, UsageError
+from ..errors import EdgeOmniError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -98,25 +96,6 @@ def console(*, err: bool = False) -> Console:
     """Where tables go; wide enough for them when the output is not a terminal."""
     out = Console(stderr=err, highlight=False)
     return out if out.is_terminal else Console(stderr=err, highlight=False, width=PIPED_WIDTH)
-
-
-def fresh(path: str | os.PathLike[str], force: bool) -> Path:
-    """The path of an output file. Raises UsageError if it exists (without force) or its folder does not."""
-    out = Path(path)
-    if out.is_dir():
-        raise UsageError(f"{out} is a directory; give a file name")
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists; give another name, or --force to overwrite it")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent}: no such directory; make it first")
-    return out
-
-
-def fresh_folder(path: str | os.PathLike[str], force: bool) -> Path:
-    """The path of a folder to write. Raises UsageError if it exists, unless `force`."""
-    if (out := Path(path)).exists() and not force:
-        raise UsageError(f"{out} exists; give another name, or --force to replace it")
-    return out
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:

@@ -29,7 +29,9 @@ question_options = options(
     ),
 )
 output_options = options(
-    click.option("-o", "--output", help="Sound file to write; - writes raw PCM (s16le) to stdout."),
+    click.option(
+        "-o", "--output", help="Sound file to write (.wav .flac .ogg .mp3); - writes raw PCM (s16le) to stdout."
+    ),
     click.option("--play", is_flag=True, help="Play the answer (needs sounddevice)."),
     click.option("--tokens-out", help="Write the answer's ids to this .npz (array `tokens`)."),
 )
@@ -67,10 +69,10 @@ def run_(source: str, question: str | None, output: str | None, play: bool, toke
     request = _request(how)
     session = Session.open(source, threads=how["threads"], device=how["device"], engine=how["engine"])
     events = session.respond(task, question, how["text"], **request)
-    with Sinks(output if speaks else None, play and speaks, session.spec.codec.sample_rate) as sinks:
+    with Sinks(output if speaks else None, play and speaks, session.spec.codec.sample_rate, how["force"]) as sinks:
         end = consume(events, sinks)
     if tokens_out:
-        save_tokens(tokens_out, end.tokens, task)
+        save_tokens(tokens_out, end.tokens, task, how["force"])
     click.echo(summary(end), err=True)
 
 
