@@ -32,11 +32,13 @@ def demo(console: Console, *, keep: str | None = None, seed: int = 0) -> dict[st
 
     Raises UsageError where `keep` exists.
     """
-    from .model import checkpoints
-
-    console.rule(f"a tiny model, weights random (seed {seed}): its answers are noise, the machinery is the real one")
-    model = checkpoints.preset("tiny", seed)
     with _folder(keep) as root:
+        from .model import checkpoints
+
+        console.rule(
+            f"a tiny model, weights random (seed {seed}): its answers are noise, the machinery is the real one"
+        )
+        model = checkpoints.preset("tiny", seed)
         question = _question(root, model.spec.front_end.sample_rate)
         console.print(f"question: {QUESTION_S:g} s of synthesized vowels, no recording")
         bundles = {p: export_bundle(model, root / f"bundle-{p}", precision=p) for p in PRECISIONS}

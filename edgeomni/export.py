@@ -17,7 +17,7 @@ from .engines import COMPONENTS, FORMATS
 from .errors import ExportError, UsageError
 from .gate.judge import GateOptions
 from .gate.run import judged
-from .outputs import check_directory, first_few, new_directory, strangers
+from .outputs import check_directory, first_few, named, new_directory, strangers
 from .quantize import policy
 
 if TYPE_CHECKING:
@@ -166,11 +166,12 @@ def _versions() -> dict[str, str]:
 
 def _checked_target(source: str | os.PathLike[str] | OmniModel, out: str | os.PathLike[str], force: bool) -> Path:
     """The bundle's path. Raises UsageError where a bundle may not be put, above all in, on or around its source."""
+    target = named(out)
     if isinstance(source, (str, os.PathLike)):
-        ours, theirs = Path(os.path.realpath(out)), Path(os.path.realpath(source))
+        ours, theirs = Path(os.path.realpath(target)), Path(os.path.realpath(source))
         if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
-            raise UsageError(f"the bundle {out} and the checkpoint {source} lie in one another; choose another path")
-    return check_directory(out, _objection if force else None)
+            raise UsageError(f"the bundle {target} and the checkpoint {source} lie in one another; choose another path")
+    return check_directory(target, _objection if force else None)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def check_directory(path: str | os.PathLike[str], objection: Objection | None = 
     Otherwise what is there may be replaced if it is an empty directory or `objection` has none. Raises UsageError.
     The check spares minutes of work; what counts is the rename when the work is done.
     """
-    shown = _named(path)
+    shown = named(path)
     if os.path.lexists(shown):
         if objection is None:
             raise UsageError(f"{shown} exists; choose another path, or overwrite it with --force")
@@ -44,7 +44,7 @@ def check_file(path: str | os.PathLike[str], force: bool = False) -> Path:
 
     Pipes and devices are written to as they are; only a disk (a block device) needs `force`.
     """
-    shown = _named(path)
+    shown = named(path)
     if shown.is_dir():
         raise UsageError(f"{shown} is a directory; give a file name")
     if os.path.lexists(shown) and not force and not is_stream(shown):
@@ -76,12 +76,11 @@ def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
 def strangers(directory: Path, known: set[str]) -> list[str]:
     """What lies in a directory beside the `known` files (relative, '/' between parts) and their folders, sorted."""
     folders = {parent.as_posix() for name in known for parent in Path(name).parents}
-    found = []
+    found = set[str]()
     for root, dirs, files in os.walk(directory):
         here = Path(root).relative_to(directory)
-        found += [p for p in ((here / d).as_posix() for d in dirs) if p not in folders]
-        found += [p for p in ((here / f).as_posix() for f in files) if p not in known]
-        dirs[:] = [d for d in dirs if (here / d).as_posix() in folders]
+        found |= {(here / name).as_posix() for name in [*dirs, *files]} - known - folders
+        dirs[:] = [name for name in dirs if (here / name).as_posix() in folders]
     return sorted(found)
 
 
@@ -99,7 +98,7 @@ def new_directory(path: str | os.PathLike[str], objection: Objection | None = No
     is replaced and the link stays. Raises UsageError where something is there that may not be replaced, also if it
     appeared meanwhile, and OSError for what the disk refuses.
     """
-    target = _real(_named(path))
+    target = _real(named(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     with workspace(target, lambda: check_directory(path, objection)) as work:
         (work / NEW).mkdir()
@@ -131,7 +130,8 @@ def write_file(path: str | os.PathLike[str], data: bytes, force: bool = False) -
         f.write(data)
 
 
-def _named(path: str | os.PathLike[str]) -> Path:
+def named(path: str | os.PathLike[str]) -> Path:
+    """The path of an output. Raises UsageError for what cannot name one: nothing at all, or a zero byte."""
     text = os.fspath(path)
     if not text or "\0" in text:
         raise UsageError(f"{text!r} cannot be the name of an output; give a path")
@@ -174,6 +174,8 @@ def _place(new: Path, target: Path, shown: Path, replace: Callable[[Path, Path],
 
 def _overwrite(new: Path, target: Path) -> None:
     check_file(target, force=True)
+    if is_special(target):
+        raise UsageError(f"{target} has become a pipe or a device meanwhile; choose another path")
     new.replace(target)
 
 

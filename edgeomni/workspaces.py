@@ -116,6 +116,7 @@ def _clear(work: Path, target: Path) -> None:
             rename_new(old, target)
         except OSError as exc:
             (work / _LOCK).unlink(missing_ok=True)  # so that it is never swept
+            _delete(work / NEW)
             raise ExportError(f"{target}: could not get back its older contents; they are in {old}") from exc
     for each in (work / NEW, work / OLD):  # before the lock, so that what a kill leaves of them can still be swept
         _delete(each)

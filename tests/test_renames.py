@@ -75,9 +75,7 @@ def test_a_taken_name_is_left_alone(tmp_path: Path, way: str, make: Make, there:
     assert (tmp_path / "b").is_symlink() == (there == "link")
 
 
-def test_what_is_put_into_the_reserved_directory_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_put_into_the_reserved_directory_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rename = os.rename
 
     def late(source: Path, target: Path) -> None:
