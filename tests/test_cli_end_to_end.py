@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,14 @@ def test_a_reader_that_leaves_does_not_cost_the_sound_file(tiny_dir: Path, tmp_p
     child.stderr.close()
     assert child.wait() == 0, message
     assert soundfile.info(answer).frames > 24000
+
+
+def test_sigterm_ends_an_export_with_nothing_left(tiny_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgeomni", "export", str(tiny_dir), "-o", str(tmp_path / "bundle")]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert child.stderr
+    assert any(line.startswith("export: export encoder") for line in child.stderr), "the work has begun"
+    child.terminate()
+    message = child.communicate()[1]
+    assert child.returncode == 128 + signal.SIGTERM and "Traceback" not in message
+    assert list(tmp_path.iterdir()) == []
