@@ -48,6 +48,8 @@ def workspace(target: Path, check: Callable[[], object]) -> Iterator[Path]:
     with orderly_end():
         _sweep(target.parent)
         check()
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(target)  # raises OSError for a name that is too long, before any work is done for it
         work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=target.parent))
         lock = -1
         try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from children import Child
 
 from edgeomni import renames
 
@@ -126,13 +126,11 @@ def test_an_exchange_that_the_system_lacks_changes_nothing(tmp_path: Path, monke
 
 
 RACER = """
-import sys
 from pathlib import Path
 from edgeomni import renames
 if sys.argv[3] == "portable":
     renames._system_call = lambda: None
-print("ready", flush=True)
-sys.stdin.readline()
+pause("ready")
 try:
     renames.rename_new(Path(sys.argv[1]), Path(sys.argv[2]))
     print("won")
@@ -141,27 +139,19 @@ except FileExistsError:
 """
 
 
-@pytest.mark.parametrize("way_", ["native", "portable"])
+@pytest.mark.parametrize("call", ["native", "portable"])
 @pytest.mark.parametrize("make", [make_file, make_directory])
-def test_of_racing_processes_exactly_one_wins(tmp_path: Path, make: Make, way_: str) -> None:
+def test_of_racing_processes_exactly_one_wins(tmp_path: Path, make: Make, call: str) -> None:
     racers = []
     for name in ("a", "b", "c"):
         make(tmp_path / name, name)
-        command = [sys.executable, "-c", RACER, str(tmp_path / name), str(tmp_path / "target"), way_]
-        racers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        racers.append(Child(RACER, tmp_path / name, tmp_path / "target", call))
     for racer in racers:
-        assert racer.stdout and racer.stdout.readline() == "ready\n"
-    said = _released(racers)
+        racer.expect("ready")
+    for racer in racers:
+        racer.let_go()
+    said = [racer.ended()[1].strip() for racer in racers]
     assert sorted(said) == ["lost", "lost", "won"]
     winner = "abc"[said.index("won")]
     assert text_of(tmp_path / "target") == winner
     assert sorted(os.listdir(tmp_path)) == sorted({"a", "b", "c", "target"} - {winner})
-
-
-def _released(racers: list[subprocess.Popen[str]]) -> list[str]:
-    """What each racer says after all have been told to go."""
-    for racer in racers:
-        assert racer.stdin
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    return [r.communicate()[0].strip() for r in racers]

@@ -7,25 +7,20 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import Child
 
 from edgeomni import outputs, workspaces
 from edgeomni.errors import UsageError
 
-CHILD = """
-import signal, sys
+MAKER = """
+import signal
 from edgeomni import outputs, renames
-
-def pause(word):
-    print(word, flush=True)
-    sys.stdin.readline()
 
 kind, target, how = sys.argv[1:]
 if how == "nohup":
@@ -56,27 +51,11 @@ with make(target, (lambda _: "") if kind == "directory" else True) as part:
 """
 
 
-class Child:
-    """A process that makes an output and stands still at a known point."""
-
-    def __init__(self, kind: str, target: Path, how: str = "") -> None:
-        command = [sys.executable, "-c", CHILD, kind, str(target), how]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.expect("working")
-
-    def expect(self, word: str) -> None:
-        assert self.process.stdout and self.process.stdout.readline() == word + "\n"
-
-    def go(self) -> int:
-        """Lets it go on to its end; returns its exit code."""
-        self.process.communicate("go\n")
-        return self.process.returncode
-
-    def end(self, number: int) -> int:
-        """Sends a signal that is to end it; returns its exit code."""
-        self.process.send_signal(number)
-        self.process.communicate()
-        return self.process.returncode
+def working(kind: str, target: Path, how: str = "") -> Child:
+    """A process that makes an output and stands still while it works on it, or at the point that `how` names."""
+    child = Child(MAKER, kind, target, how)
+    child.expect("working")
+    return child
 
 
 def older(folder: Path, kind: str) -> Path:
@@ -101,28 +80,31 @@ def text_of(target: Path) -> str:
 @pytest.mark.parametrize("kind", ["directory", "file"])
 def test_a_signal_leaves_nothing_and_ends_with_the_usual_code(tmp_path: Path, kind: str, number: int) -> None:
     target = older(tmp_path, kind)
-    assert Child(kind, target).end(number) == 128 + number
+    assert working(kind, target).end(number) == 128 + number
     assert os.listdir(tmp_path) == ["out"] and text_of(target) == "older"
 
 
 def test_a_second_signal_does_not_cut_the_unwinding_short(tmp_path: Path) -> None:
-    child = Child("directory", tmp_path / "out", "slow end")
+    child = working("directory", tmp_path / "out", "slow end")
     child.process.send_signal(signal.SIGTERM)
     child.expect("ending")
     child.process.send_signal(signal.SIGTERM)
     child.process.send_signal(signal.SIGHUP)
-    assert child.go() == 128 + signal.SIGTERM
+    child.let_go()
+    assert child.ended()[0] == 128 + signal.SIGTERM
     assert os.listdir(tmp_path) == []
 
 
 def test_nohup_and_the_application_s_own_handlers_stay(tmp_path: Path) -> None:
-    child = Child("file", tmp_path / "a", "nohup")
+    child = working("file", tmp_path / "a", "nohup")
     child.process.send_signal(signal.SIGHUP)
-    assert child.go() == 0
-    child = Child("file", tmp_path / "b", "own handler")
+    child.let_go()
+    assert child.ended()[0] == 0
+    child = working("file", tmp_path / "b", "own handler")
     child.process.send_signal(signal.SIGTERM)
     child.expect("own")
-    assert child.go() == 0
+    child.let_go()
+    assert child.ended()[0] == 0
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
@@ -171,7 +153,7 @@ def test_other_threads_write_without_touching_signals(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["directory", "file"])
 def test_what_a_kill_leaves_is_swept_by_the_next_output(tmp_path: Path, kind: str) -> None:
     target = older(tmp_path, kind)
-    assert Child(kind, target).end(signal.SIGKILL) == -signal.SIGKILL
+    assert working(kind, target).end(signal.SIGKILL) == -signal.SIGKILL
     assert len(os.listdir(tmp_path)) == 2 and text_of(target) == "older"
     outputs.write_file(tmp_path / "next", b"")
     assert sorted(os.listdir(tmp_path)) == ["next", "out"] and text_of(target) == "older"
@@ -179,17 +161,18 @@ def test_what_a_kill_leaves_is_swept_by_the_next_output(tmp_path: Path, kind: st
 
 @pytest.mark.parametrize("kind", ["directory", "file"])
 def test_what_a_live_process_holds_is_not_swept(tmp_path: Path, kind: str) -> None:
-    child = Child(kind, tmp_path / "out")
+    child = working(kind, tmp_path / "out")
     outputs.write_file(tmp_path / "next", b"")
     assert len(os.listdir(tmp_path)) == 2
-    assert child.go() == 0
+    child.let_go()
+    assert child.ended()[0] == 0
     assert sorted(os.listdir(tmp_path)) == ["next", "out"] and text_of(tmp_path / "out") == "new"
 
 
 def test_a_kill_between_the_two_renames_is_mended_at_the_next_start(tmp_path: Path) -> None:
     """Where the system cannot exchange two names."""
     target = older(tmp_path, "directory")
-    Child("directory", target, "between the two renames").end(signal.SIGKILL)
+    working("directory", target, "between the two renames").end(signal.SIGKILL)
     assert not target.exists(), "the moment that this is about"
     with pytest.raises(UsageError, match="exists"), outputs.new_directory(target):
         raise AssertionError("the work does not even begin")
@@ -198,7 +181,7 @@ def test_a_kill_between_the_two_renames_is_mended_at_the_next_start(tmp_path: Pa
 
 def test_a_kill_after_an_exchange_leaves_the_new_one(tmp_path: Path) -> None:
     target = older(tmp_path, "directory")
-    Child("directory", target, "after the exchange").end(signal.SIGKILL)
+    working("directory", target, "after the exchange").end(signal.SIGKILL)
     assert text_of(target) == "new"
     outputs.write_file(tmp_path / "next", b"")
     assert sorted(os.listdir(tmp_path)) == ["next", "out"] and text_of(target) == "new"
