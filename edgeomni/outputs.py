@@ -192,7 +192,7 @@ def _exchanger(path: str | os.PathLike[str], objection: Objection) -> Callable[[
             rename_new(new, target)
         try:
             _refuse(Path(path), old, objection)
-        except UsageError:
+        except BaseException:
             target.rename(new)  # `old` beside `new` says that nothing was replaced: _clear gives it its name back
             raise
 

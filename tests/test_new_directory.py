@@ -97,6 +97,20 @@ def test_an_objection_is_heard_at_the_end(
     assert (older / "weights").read_text() == "older"
 
 
+@pytest.mark.parametrize("failure", [OSError("unreadable"), KeyboardInterrupt()])
+def test_a_last_look_that_fails_brings_the_older_one_back(tmp_path: Path, way: str, failure: BaseException) -> None:
+    older = fill(tmp_path / "out", "older")
+
+    def objection(directory: Path) -> str:
+        if directory != older:
+            raise failure
+        return ""
+
+    with pytest.raises(type(failure)), outputs.new_directory(older, objection) as stage:
+        fill(stage, "new")
+    assert os.listdir(tmp_path) == ["out"] and (older / "weights").read_text() == "older"
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda p: p.symlink_to("nowhere")])
 def test_what_appears_meanwhile_stays(tmp_path: Path, way: str, make: Callable[[Path], None]) -> None:
     target = tmp_path / "out"
