@@ -123,9 +123,10 @@ def test_what_exists_or_appears_is_not_overwritten(tmp_path: Path) -> None:
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="none: no such directory"):
         SoundWriter(tmp_path / "none" / "a.wav", RATE)
-    for path, said in (("/dev/full", "No space left on device"), ("/proc/a.wav", "cannot be written")):
-        with pytest.raises(AudioError, match=said):
-            written(Path(path), SPEECH)
+    with pytest.raises(AudioError, match=r"cannot be written \(No space left on device\)"):
+        written(Path("/dev/full"), SPEECH)
+    with pytest.raises(AudioError, match="cannot be written"):
+        written(Path("/proc/a.wav"), SPEECH)
 
 
 def test_the_umask_holds(tmp_path: Path) -> None:
