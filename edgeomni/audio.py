@@ -1,11 +1,10 @@
-"""Sound in and out: read, check, resample, log-mel, write. Samples are float32 in [-1, 1], mono."""
+"""Sound in and out: read, check, resample, log-mel. Samples are float32 in [-1, 1], mono."""
 
 from __future__ import annotations
 
 import io
 import os
 import struct
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -235,45 +234,3 @@ def _mel_to_hz(mel: F64) -> F64:
 def to_pcm16(samples: F32) -> NDArray[np.int16]:
     """Float samples -> 16-bit PCM, clipped rather than wrapped."""
     return np.clip(np.rint(samples * 32767), -32768, 32767).astype(np.int16)
-
-
-class WavWriter:
-    """Writes a mono 16-bit WAV chunk by chunk; the file appears under its name only when `close` was reached.
-
-    >>> with WavWriter("answer.wav", 24000) as out:  # doctest: +SKIP
-    ...     out.write(samples)
-    """
-
-    def __init__(self, path: str | os.PathLike[str], rate: int) -> None:
-        self.path = Path(path)
-        try:
-            handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".part", dir=self.path.parent)
-            os.close(handle)
-        except OSError as exc:
-            raise AudioError(f"{self.path}: cannot be written ({exc.strerror}); choose another place") from exc
-        self._part = Path(name)
-        self._file = soundfile.SoundFile(self._part, "w", rate, 1, "PCM_16", format="WAV")
-
-    def write(self, samples: F32) -> None:
-        try:
-            self._file.write(to_pcm16(samples))
-        except (OSError, soundfile.LibsndfileError) as exc:
-            raise AudioError(f"{self.path}: cannot be written ({exc}); is the disk full?") from exc
-
-    def close(self) -> None:
-        self._file.close()
-        self._part.chmod(0o644)
-        self._part.replace(self.path)
-
-    def discard(self) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
-
-    def __enter__(self) -> WavWriter:
-        return self
-
-    def __exit__(self, kind: object, exc: object, tb: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .audio import WavWriter
 from .bundle import Bundle
 from .errors import UsageError
 from .export import export_bundle
@@ -17,6 +16,7 @@ from .profiling.measure import Job, measure_apart
 from .profiling.question import spoken_question
 from .sampling import Sampling
 from .session import AudioChunk, Session, TextDelta, TurnEnd
+from .sound_writer import SoundWriter
 from .tables import say, show
 
 if TYPE_CHECKING:
@@ -33,11 +33,13 @@ def demo(console: Console, *, keep: str | None = None, seed: int = 0) -> dict[st
 
     Raises UsageError where `keep` exists.
     """
-    from .model import checkpoints
-
-    console.rule(f"a tiny model, weights random (seed {seed}): its answers are noise, the machinery is the real one")
-    model = checkpoints.preset("tiny", seed)
     with _folder(keep) as root:
+        from .model import checkpoints
+
+        console.rule(
+            f"a tiny model, weights random (seed {seed}): its answers are noise, the machinery is the real one"
+        )
+        model = checkpoints.preset("tiny", seed)
         question = _question(root, model.spec.front_end.sample_rate)
         console.print(f"question: {QUESTION_S:g} s of synthesized vowels, no recording")
         bundles = {p: export_bundle(model, root / f"bundle-{p}", precision=p) for p in PRECISIONS}
@@ -57,15 +59,17 @@ def _folder(keep: str | None) -> Iterator[Path]:
             yield Path(scratch)
         return
     root = Path(keep)
-    if root.exists():
-        raise UsageError(f"{root} exists; give --keep the name of a new folder")
-    root.mkdir(parents=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir()
+    except FileExistsError as exc:
+        raise UsageError(f"{root} exists; give --keep the name of a new folder") from exc
     yield root
 
 
 def _question(root: Path, rate: int) -> Path:
     path = root / "question.wav"
-    with WavWriter(path, rate) as out:
+    with SoundWriter(path, rate) as out:
         out.write(spoken_question(QUESTION_S, rate))
     return path
 
@@ -73,7 +77,7 @@ def _question(root: Path, rate: int) -> Path:
 def _answer(console: Console, bundle: Bundle, question: Path, target: Path) -> None:
     """One spoken answer, text to the console as it comes, audio to `target`."""
     session = Session.open(bundle)
-    with WavWriter(target, session.spec.codec.sample_rate) as out:
+    with SoundWriter(target, session.spec.codec.sample_rate) as out:
         for event in session.respond("aa", question, sampling=Sampling(greedy=True), max_length=_length(session)):
             if isinstance(event, TextDelta):
                 console.print(event.text, end="", style="cyan")

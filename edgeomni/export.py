@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bundle import Bundle, Component, Manifest, describe_files, is_bundle, write_manifest
+from .bundle import MANIFEST, Bundle, Component, Manifest, describe_files, is_bundle, write_manifest
 from .engines import COMPONENTS, FORMATS
 from .errors import ExportError, UsageError
 from .gate.judge import GateOptions
 from .gate.run import judged, versions_of
+from .outputs import check_directory, first_few, named, new_directory, strangers
 from .quantize import policy
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def export_bundle(
     then, as after Ctrl-C, nothing of the export stays on disk and an older bundle is as it was.
     """
     options = gate or GateOptions()
-    target = _checked_target(Path(out), force)
+    target = _checked_target(source, out, force)
     wanted = choices(precision, formats or {}, block)
     progress("load checkpoint")
     model = _loaded(source)
-    with _staged(target) as stage:
+    with _staged(target, force) as stage:
         components: dict[str, Component] = {}
         for name in COMPONENTS:
             progress(f"export {name} ({':'.join(wanted[name])})")
@@ -73,7 +73,6 @@ def export_bundle(
             _log.warning("gate missed, kept all the same: %s %s is %.6g", figure.part, figure.name, figure.value)
         progress("write bundle")
         write_manifest(stage, manifest)
-        _swap(stage, target)
     return Bundle.open(target, hashes=False)
 
 
@@ -166,42 +165,42 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _checked_target(target: Path, force: bool) -> Path:
-    if target.exists() or target.is_symlink():
-        if not force:
-            raise UsageError(f"{target} exists; choose another path, or overwrite it with --force")
-        if not (is_bundle(target) or (target.is_dir() and not any(target.iterdir()))):
-            raise UsageError(f"{target} is no bundle, so --force does not overwrite it; remove it yourself")
-    return target
+def _checked_target(source: str | os.PathLike[str] | OmniModel, out: str | os.PathLike[str], force: bool) -> Path:
+    """The bundle's path. Raises UsageError where a bundle may not be put, above all in, on or around its source."""
+    target = named(out)
+    if isinstance(source, (str, os.PathLike)):
+        ours, theirs = Path(os.path.realpath(target)), Path(os.path.realpath(source))
+        if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+            raise UsageError(f"the bundle {target} and the checkpoint {source} lie in one another; choose another path")
+    return check_directory(target, _objection if force else None)
 
 
 @contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A directory beside `target` that is gone afterwards, whatever happens; OSError becomes ExportError."""
-    stage = None
+def _staged(target: Path, force: bool) -> Iterator[Path]:
+    """A directory that becomes `target` if the block ends well; OSError becomes ExportError."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        stage.chmod(0o755)
-        yield stage
+        with new_directory(target, _objection if force else None) as stage:
+            yield stage
     except OSError as exc:
         reason = exc.strerror or str(exc)
         raise ExportError(f"{target}: could not be written ({reason}); free some space or choose another path") from exc
-    finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
 
 
-def _swap(stage: Path, target: Path) -> None:
-    """Puts the finished bundle under its name; an older one there goes last, or comes back if that fails."""
-    old = stage.with_name(f"{stage.name}.old")
-    had_old = target.exists()
-    if had_old:
-        target.rename(old)
+def _objection(directory: Path) -> str:
+    """Why --force must not replace a directory; "" for a bundle that holds its own files and nothing else."""
+    if not is_bundle(directory):
+        return "is no bundle"
     try:
-        stage.rename(target)
-    except BaseException:
-        if had_old and not target.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        listed = set(_listed_files(json.loads((directory / MANIFEST).read_bytes())))
+    except ValueError:
+        return f"has a {MANIFEST} that cannot be read, so what else is in it may be yours"
+    others = strangers(directory, listed | {MANIFEST})
+    return f"also holds {first_few(others)}, which its {MANIFEST} does not list" if others else ""
+
+
+def _listed_files(data: Any) -> Iterator[str]:
+    """Paths of all file entries of a manifest, of any schema version and also if it is incomplete otherwise."""
+    if isinstance(data, dict) and isinstance(data.get("path"), str) and "sha256" in data:
+        yield data["path"]
+    for part in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        yield from _listed_files(part)

@@ -71,3 +71,13 @@ def tiny_dir(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edgeomni.model import checkpoints
 
     return checkpoints.save(tiny_model, tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a directory is replaced, where the system can exchange names and where it cannot."""
+    from edgeomni import renames
+
+    if request.param == "two renames":
+        monkeypatch.setattr(renames, "_system_call", lambda: None)
+    return str(request.param)

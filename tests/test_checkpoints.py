@@ -142,7 +142,7 @@ def check_against_reference(directory: Path, state: dict[str, Any], config: dict
     ids = torch.randint(layout.joint_vocab, (1, layout.streams + 1, 9), generator=generator)
     features = torch.randn(4, model.spec.encoder.width, generator=generator)
     with torch.inference_mode():
-        text, audio = model(ids, model.adapter(features))
+        text, audio = model(ids, [(1, model.adapter(features))])
     expected_text, expected_audio = mini_omni_reference.logits(state, config, ids, features)
     assert (text[0] - expected_text).abs().max() < 1e-4
     assert (audio[0].flatten(1) - expected_audio).abs().max() < 1e-4
@@ -397,11 +397,61 @@ def test_golden_text_reaches_the_tokenizer(golden: Golden, golden_model: Any) ->
 def test_force_replaces_a_checkpoint_and_nothing_else(tiny_model: Any, tmp_path: Path) -> None:
     target = checkpoints.save(tiny_model, tmp_path / "checkpoint")
     checkpoints.save(tiny_model, target, force=True)
-    assert all(p.stat().st_mode & 0o044 == 0o044 for p in target.iterdir()), "readable by all, like any file"
     for other in (tmp_path / "photos", tmp_path / "note.txt"):
         other.mkdir() if not other.suffix else other.write_text("mine")
         if other.is_dir():
             (other / "me.jpg").write_bytes(b"mine")
-        with pytest.raises(UsageError, match="is no checkpoint, so --force does not overwrite it"):
+        with pytest.raises(UsageError, match="is no checkpoint that EdgeOmni wrote, so --force does not overwrite it"):
             checkpoints.save(tiny_model, other, force=True)
         assert other.exists()
+
+
+@pytest.mark.parametrize("name", ["model_config.yaml", "lit_model.pth", "config.json", "model.safetensors"])
+def test_one_file_with_a_known_name_does_not_make_a_checkpoint(tmp_path: Path, name: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / name).write_text("{}")
+    (home / "thesis.txt").write_text("mine")
+    for check in (checkpoints.check_target, lambda d, force: checkpoints.save_preset("tiny", 0, d, force=force)):
+        with pytest.raises(UsageError, match="is no checkpoint that EdgeOmni wrote"):
+            check(home, force=True)
+    assert sorted(p.name for p in home.iterdir()) == sorted([name, "thesis.txt"])
+
+
+def test_released_checkpoints_are_not_ours_to_replace(released: Path, tiny_model: Any) -> None:
+    with pytest.raises(UsageError, match="is no checkpoint that EdgeOmni wrote"):
+        checkpoints.save(tiny_model, released, force=True)
+    assert checkpoints.kind_of(released) == "mini-omni"
+
+
+def test_a_checkpoint_that_also_holds_other_files_is_refused_by_name(tmp_path: Path) -> None:
+    target = checkpoints.save_preset("tiny", 3, tmp_path / "model")
+    for name in ("a.txt", "b.txt", "c.txt", "d.txt", "e.txt"):
+        (target / name).write_text("mine")
+    with pytest.raises(UsageError, match=r"also holds a\.txt, b\.txt, c\.txt and 2 more, which EdgeOmni did not"):
+        checkpoints.save_preset("tiny", 4, target, force=True)
+    assert len(list(target.iterdir())) == 6 and json.loads((target / "config.json").read_text())["seed"] == 3
+
+
+def test_what_appears_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, target = checkpoints._write_config, tmp_path / "model"
+
+    def slow(stage: Path, config: Any) -> None:
+        write(stage, config)
+        target.mkdir()
+
+    monkeypatch.setattr(checkpoints, "_write_config", slow)
+    with pytest.raises(UsageError, match="appeared meanwhile"):
+        checkpoints.save_preset("tiny", 3, target)
+    assert list(tmp_path.rglob("*")) == [target]
+
+
+def test_the_umask_holds_for_every_file_of_a_checkpoint(tiny_model: Any, tmp_path: Path) -> None:
+    for umask in (0o022, 0o077):
+        before = os.umask(umask)
+        try:
+            target = checkpoints.save(tiny_model, tmp_path / f"{umask:o}")
+        finally:
+            os.umask(before)
+        assert {p.stat().st_mode & 0o777 for p in target.iterdir()} == {0o666 & ~umask}
+        assert target.stat().st_mode & 0o777 == 0o777 & ~umask

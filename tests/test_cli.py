@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,93 @@ def test_run_refuses_existing_output_without_force(tmp_path: Path, question: str
     assert soundfile.info(out).frames > 0
 
 
+@pytest.mark.parametrize("name", ["answer.flac", "answer.ogg", "answer.mp3"])
+def test_run_encodes_what_the_suffix_says(tmp_path: Path, question: str, name: str) -> None:
+    for out in ("answer.wav", name):
+        assert edgeomni("run", "b", question, "-o", str(tmp_path / out)).exit_code == 0
+    (expected, rate), (heard, same_rate) = soundfile.read(tmp_path / "answer.wav"), soundfile.read(tmp_path / name)
+    assert rate == same_rate and heard.shape == expected.shape
+    assert soundfile.info(tmp_path / name).format == name.split(".")[1].upper()
+
+
+def appearing(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+    """Files that appear while the answer is under way."""
+    decode = fake.FakeCodec.decode
+
+    def late(*args: Any) -> Any:
+        for path in paths:
+            path.write_bytes(b"mine")
+        return decode(*args)
+
+    monkeypatch.setattr(fake.FakeCodec, "decode", late)
+
+
+@pytest.mark.parametrize(("option", "name"), [("-o", "a.wav"), ("--tokens-out", "a.npz")])
+def test_run_does_not_overwrite_what_appears_during_the_answer(
+    tmp_path: Path, question: str, monkeypatch: pytest.MonkeyPatch, option: str, name: str
+) -> None:
+    out = tmp_path / name
+    appearing(monkeypatch, out)
+    result = edgeomni("run", "b", question, option, str(out))
+    assert result.exit_code == 2 and ("appeared meanwhile" if option == "-o" else "exists") in result.stderr
+    assert out.read_bytes() == b"mine" and sorted(os.listdir(tmp_path)) == [name, "question.wav"]
+
+
+def test_run_overwrites_with_force_what_appears_during_the_answer(
+    tmp_path: Path, question: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound, tokens = tmp_path / "a.wav", tmp_path / "a.npz"
+    appearing(monkeypatch, sound, tokens)
+    args = ["-o", str(sound), "--tokens-out", str(tokens), "--force"]
+    assert edgeomni("run", "b", question, *args).exit_code == 0
+    assert soundfile.info(sound).frames > 0 and len(np.load(tokens)["tokens"])
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_run_refuses_one_file_for_two_outputs(tmp_path: Path, question: str, exists: bool) -> None:
+    sound, tokens = tmp_path / "a.wav", tmp_path / "a.npz"
+    tokens.symlink_to("a.wav")
+    if exists:
+        sound.write_bytes(b"mine")
+    result = edgeomni("run", "b", question, "-o", str(sound), "--tokens-out", str(tokens), "--force")
+    assert result.exit_code == 2 and "are the same file" in result.stderr
+    assert sound.exists() == exists and tokens.is_symlink()
+
+
+def test_run_writes_through_links_and_pipes(tmp_path: Path, question: str) -> None:
+    real, link, pipe = tmp_path / "real.wav", tmp_path / "link.wav", tmp_path / "pipe"
+    real.write_bytes(b"old")
+    link.symlink_to("real.wav")
+    assert edgeomni("run", "b", question, "-o", str(link), "--force").exit_code == 0
+    assert link.is_symlink() and soundfile.info(real).frames > 0
+    os.mkfifo(pipe)
+    got = list[bytes]()
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    assert edgeomni("run", "b", question, "-o", str(pipe)).exit_code == 0
+    reader.join()
+    assert pipe.is_fifo() and got[0][44:] == real.read_bytes()[44:]
+
+
+def test_demo_keeps_nothing_in_a_folder_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("mine", "link"):
+        result = edgeomni("demo", "--keep", str(tmp_path / name))
+        assert result.exit_code == 2 and "exists" in result.stderr
+    assert os.listdir(tmp_path / "mine") == []
+
+
+@pytest.mark.parametrize("option", ["model_config.yaml", "lit_model.pth"])
+def test_init_does_not_take_a_folder_for_a_checkpoint(tmp_path: Path, option: str) -> None:
+    (tmp_path / option).write_text("mine")
+    (tmp_path / "thesis.txt").write_text("mine")
+    for recipe in ([], ["--recipe"]):
+        result = edgeomni("init", "--preset", "tiny", "--random", "-o", str(tmp_path), "--force", *recipe)
+        assert result.exit_code == 2 and "is no checkpoint that EdgeOmni wrote" in result.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
 def test_run_saves_tokens(tmp_path: Path, question: str, spec: OmniSpec) -> None:
     out = tmp_path / "t.npz"
     assert edgeomni("run", "b", question, "--tokens-out", str(out)).exit_code == 0
@@ -156,6 +245,13 @@ def test_sampling_options(
         (["run", "b", "q.wav", "--encoder-window", "wide"], "auto or seconds"),
         (["run", "b", "q.wav", "--tokens-out", "t.txt"], ".npz"),
         (["run", "b", "q.wav", "-o", "no/such/folder/a.wav"], "no such directory"),
+        (["run", "b", "q.wav", "-o", ""], "-o is empty"),
+        (["run", "b", "q.wav", "--tokens-out", ""], "--tokens-out is empty"),
+        (["run", "b", "q.wav", "-o", "a.npz", "--tokens-out", "a.npz"], "end the name in .wav, .flac, .ogg, .mp3"),
+        (["run", "b", "q.wav", "-o", "a.aac"], "end the name in .wav, .flac, .ogg, .mp3"),
+        (["export", "c", "-o", ""], "cannot be the name of an output"),
+        (["init", "--preset", "tiny", "--random", "-o", ""], "cannot be the name of an output"),
+        (["demo", "--keep", ""], "exists"),
         (["run", "b", "q.wav", "--max-length", "0"], "max-length"),
         (["sing"], "No such command"),
         (["init", "-o", "c"], "--encoder, --llm and --codec"),

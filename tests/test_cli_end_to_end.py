@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -194,3 +195,14 @@ def test_the_terminal_is_no_pipe(bundle: Path) -> None:
     os.close(ours)
     os.close(theirs)
     assert done.returncode == 2 and "stdin is the terminal" in done.stderr
+
+
+def test_sigterm_ends_an_export_with_nothing_left(tiny_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgeomni", "export", str(tiny_dir), "-o", str(tmp_path / "bundle")]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert child.stderr
+    assert any(line.startswith("export: export encoder") for line in child.stderr), "the work has begun"
+    child.terminate()
+    message = child.communicate()[1]
+    assert child.returncode == 128 + signal.SIGTERM and "Traceback" not in message
+    assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import copy
 import errno
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeomni import export
+from edgeomni import export, outputs
 from edgeomni.bundle import Bundle, Component, describe_files
 from edgeomni.errors import ExportError, GateError, UsageError
 from edgeomni.exporters.onnx.graph import Graph
@@ -197,8 +198,6 @@ def test_without_enforcement_misses_are_told_and_kept(
 @pytest.fixture
 def old(tmp_path: Path, bundles: dict[str, Bundle]) -> Path:
     """A bundle that lies where the new one should go."""
-    import shutil
-
     return Path(shutil.copytree(bundles["int4"].path, tmp_path / "room" / "out"))
 
 
@@ -257,17 +256,13 @@ def test_a_missed_gate_keeps_the_older_bundle(
     assert_untouched(old, bundles)
 
 
-def test_a_failed_rename_brings_the_older_bundle_back(
+def test_a_failed_rename_keeps_the_older_bundle(
     tiny_model: Any, old: Path, bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Path.rename
+    def refused(*_: Any) -> bool:
+        raise OSError(errno.EACCES, "Permission denied")
 
-    def rename(self: Path, target: Path) -> Path:
-        if self.name.startswith(".out.") and not self.name.endswith(".old") and Path(target).name == "out":
-            raise OSError(errno.EACCES, "Permission denied")
-        return original(self, target)
-
-    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(outputs, "exchange", refused)
     with pytest.raises(ExportError, match="Permission denied"):
         exported(tiny_model, old, "fp32", force=True)
     assert_untouched(old, bundles)
@@ -287,6 +282,109 @@ def test_what_exists_is_refused(tiny_model: Any, old: Path, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="no bundle, so --force does not overwrite"):
         exported(tiny_model, tmp_path / "home", force=True)
     assert (tmp_path / "home" / "letter.txt").read_text() == "mine"
+
+
+def test_what_appears_meanwhile_is_left_alone(tiny_model: Any, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+
+    def progress(now: str) -> None:
+        if now == "write bundle":
+            target.mkdir()
+            (target / "letter.txt").write_text("mine")
+
+    with pytest.raises(UsageError, match="out appeared meanwhile"):
+        exported(tiny_model, target, progress=progress)
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "letter.txt"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "llm/notes.txt", "ck/model.safetensors"])
+def test_a_bundle_that_also_holds_other_files_is_not_replaced(
+    tiny_model: Any, old: Path, bundles: dict[str, Bundle], name: str
+) -> None:
+    (old / name).parent.mkdir(exist_ok=True)
+    (old / name).write_text("mine")
+    said = name.split("/")[0] if name.startswith("ck") else name
+    with pytest.raises(UsageError, match=rf"also holds {said}, which its bundle\.json does not list"):
+        exported(tiny_model, old, force=True)
+    assert (old / name).read_text() == "mine"
+
+
+def test_another_file_that_appears_meanwhile_saves_the_older_bundle(
+    tiny_model: Any, old: Path, bundles: dict[str, Bundle]
+) -> None:
+    def progress(now: str) -> None:
+        if now == "write bundle":
+            (old / "notes.txt").write_text("mine")
+
+    with pytest.raises(UsageError, match=r"also holds notes\.txt"):
+        exported(tiny_model, old, "fp32", force=True, progress=progress)
+    (old / "notes.txt").unlink()
+    assert_untouched(old, bundles)
+
+
+def test_a_damaged_bundle_may_be_replaced(tiny_model: Any, old: Path, bundles: dict[str, Bundle]) -> None:
+    manifest = json.loads((old / "bundle.json").read_text())
+    (old / "bundle.json").write_text(json.dumps({**manifest, "schema": 99}))
+    next(old.glob("llm/*.data")).unlink()
+    exported(tiny_model, old, "fp32", force=True)
+    assert Bundle.open(old, hashes=True).digest == bundles["fp32"].digest
+
+
+def test_a_bundle_whose_manifest_cannot_be_read_is_not_replaced(tiny_model: Any, old: Path) -> None:
+    (old / "bundle.json").write_text("{")
+    with pytest.raises(UsageError, match="cannot be read, so what else is in it may be yours"):
+        exported(tiny_model, old, force=True)
+    assert (old / "llm").is_dir()
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("home/ck", "home"),
+        ("home/ck", "home/ck"),
+        ("home/ck", "home/ck/new"),
+        ("home/ck", "link"),
+        ("link/ck", "home"),
+        ("shortcut", "home"),
+        ("home/ck", "shortcut/new"),
+        ("home/ck", "home/other/../ck/new"),
+    ],
+)
+def test_a_bundle_and_its_source_may_not_lie_in_one_another(
+    tmp_path: Path, source: str, target: str, force: bool
+) -> None:
+    (tmp_path / "home" / "ck").mkdir(parents=True)
+    (tmp_path / "home" / "other").mkdir()
+    (tmp_path / "link").symlink_to("home")
+    (tmp_path / "shortcut").symlink_to("home/ck")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="lie in one another"):
+        exported(tmp_path / source, tmp_path / target, force=force)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_checkpoint_inside_an_older_bundle_survives(tiny_dir: Path, old: Path) -> None:
+    source = Path(shutil.copytree(tiny_dir, old / "ck"))
+    with pytest.raises(UsageError):
+        exported(source, old, force=True)
+    assert sorted(p.name for p in source.iterdir()) == sorted(p.name for p in tiny_dir.iterdir())
+
+
+def test_neighbours_are_not_inside_one_another(tiny_dir: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_dir, tmp_path / "ck"))
+    assert exported(source, tmp_path / "ck-bundle").path == tmp_path / "ck-bundle"
+
+
+def test_a_link_to_a_bundle_stays_a_link(
+    tiny_model: Any, old: Path, bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(old)
+    with pytest.raises(UsageError, match="exists"):
+        exported(tiny_model, link, "fp32")
+    exported(tiny_model, link, "fp32", force=True)
+    assert link.is_symlink() and Bundle.open(old, hashes=True).digest == bundles["fp32"].digest
 
 
 # --- choices and progress -------------------------------------------------------------------------------------------

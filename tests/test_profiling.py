@@ -14,7 +14,7 @@ import pytest
 from fakes import script, small_spec
 from rich.console import Console
 
-from edgeomni import Session
+from edgeomni import Session, outputs
 from edgeomni.errors import EdgeOmniError
 from edgeomni.profiling import measure, meters, report
 from edgeomni.profiling.question import spoken_question
@@ -72,6 +72,23 @@ def test_a_saved_report_is_named_by_device_bundle_and_date(fake_session: Session
     path = measure.save(result, tmp_path / "results")
     assert path.name == f"{result['device']}-nowhere-{result['date'][:10]}.json"
     assert json.loads(path.read_text(encoding="utf-8")) == result
+
+
+def test_a_report_is_saved_whole_or_not_at_all(
+    fake_session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = measure.save(result := measured(), tmp_path)
+    assert measure.save({**result, "load_s": 7.0}, tmp_path) == path
+    assert json.loads(path.read_text(encoding="utf-8"))["load_s"] == 7.0, "a later run of the same day replaces it"
+    before = path.read_bytes()
+
+    def full(new: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outputs, "rename_new", full)
+    with pytest.raises(OSError, match="No space left"):
+        measure.save(result, tmp_path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_child_process_hands_its_errors_on(tmp_path: Path) -> None:

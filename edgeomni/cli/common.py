@@ -8,14 +8,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 from rich.console import Console
 
 from ..engines import ENGINES, Device
-from ..errors import EdgeOmniError, UsageError
+from ..errors import EdgeOmniError
 from .terminal import visible
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -119,25 +118,6 @@ def console(*, err: bool = False) -> Console:
     out = Console(stderr=err, highlight=False, markup=False, emoji=False)
     if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = PIPED_WIDTH
-    return out
-
-
-def fresh(path: str | os.PathLike[str], force: bool) -> Path:
-    """The path of an output file. Raises UsageError if it exists (without force) or its folder does not."""
-    out = Path(path)
-    if out.is_dir():
-        raise UsageError(f"{out} is a directory; give a file name")
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists; give another name, or --force to overwrite it")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent}: no such directory; make it first")
-    return out
-
-
-def fresh_folder(path: str | os.PathLike[str], force: bool) -> Path:
-    """The path of a folder to write. Raises UsageError if it exists, unless `force`."""
-    if (out := Path(path)).exists() and not force:
-        raise UsageError(f"{out} exists; give another name, or --force to replace it")
     return out
 
 

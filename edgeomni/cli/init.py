@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from .common import force_option, fresh_folder, options
+from .common import force_option, options
 
 parts = options(
     click.option("--encoder", help="Whisper encoder: hub id or directory (openai/whisper-small)."),
@@ -37,9 +37,9 @@ def init_(output: str, recipe: bool, force: bool, **source: Any) -> None:
     edgeomni init --preset tiny --random --seed 0 -o ckpt
     """
     check_source(source, recipe)
-    fresh_folder(output, force)
     from ..model import checkpoints
 
+    checkpoints.check_target(output, force=force)
     if recipe:
         checkpoints.save_preset(source["preset"], source["seed"], output, force=force)
     else:

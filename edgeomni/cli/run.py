@@ -36,7 +36,9 @@ question_options = options(
     ),
 )
 output_options = options(
-    click.option("-o", "--output", help="Sound file to write; - writes raw PCM (s16le) to stdout."),
+    click.option(
+        "-o", "--output", help="Sound file to write (.wav .flac .ogg .mp3); - writes raw PCM (s16le) to stdout."
+    ),
     click.option("--play", is_flag=True, help="Play the answer (needs sounddevice)."),
     click.option("--tokens-out", help="Write the answer's ids to this .npz (array `tokens`)."),
     click.option("--json", "as_json", is_flag=True, help="At the end one JSON object on stdout; text goes to stderr."),
@@ -100,10 +102,11 @@ def run_(
     events = session.respond(task, **request)
     if speaks and not output and not play and not how["quiet"]:
         click.echo(NOT_KEPT, err=True)
-    with Sinks(output if speaks else None, play and speaks, session.spec.codec.sample_rate) as sinks:
+    sound, rate = (output if speaks else None), session.spec.codec.sample_rate
+    with Sinks(sound, play and speaks, rate, how["force"]) as sinks:
         end = consume(events, sinks.audio, _text_to(sinks, as_json, how["quiet"]))
     if tokens_out:
-        save_tokens(tokens_out, end.tokens, task)
+        save_tokens(tokens_out, end.tokens, task, how["force"])
     why = reason(end, task, session.spec, limits)
     if as_json:
         written = {"audio": output if speaks else None, "tokens": tokens_out}

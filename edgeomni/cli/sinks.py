@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
-import tempfile
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
 from ..arrays import F32, I32
-from ..audio import WavWriter, to_pcm16
+from ..audio import to_pcm16
 from ..errors import EngineError, UsageError
+from ..outputs import check_file, same_file, write_file
+from ..sound_writer import SoundWriter, check_sound_file
 from ..spec import AUDIO_OUT
-from .common import fresh
 from .terminal import answer_text
 
 STDOUT = "-"
@@ -27,12 +27,16 @@ logger = logging.getLogger("edgeomni")
 
 def check_outputs(speaks: bool, output: str | None, play: bool, tokens_out: str | None, force: bool) -> bool:
     """Refuses outputs that cannot be written before anything is loaded; returns `speaks`."""
+    if "" in (output, tokens_out):
+        raise UsageError(f"{'-o' if output == '' else '--tokens-out'} is empty; give a file name")
     if output and output != STDOUT and speaks:
-        fresh(output, force)
+        check_sound_file(output, force)
     if tokens_out and not tokens_out.endswith(".npz"):
         raise UsageError(f"--tokens-out {tokens_out}: the name must end in .npz")
     if tokens_out:
-        fresh(tokens_out, force)
+        check_file(tokens_out, force)
+    if output and tokens_out and output != STDOUT and same_file(output, tokens_out):
+        raise UsageError(f"-o {output} and --tokens-out {tokens_out} are the same file; give two names")
     if (output or play) and not speaks:
         logger.warning("this task answers in text only: no audio will be written or played")
     return speaks
@@ -41,17 +45,17 @@ def check_outputs(speaks: bool, output: str | None, play: bool, tokens_out: str 
 class Sinks:
     """Opens what was asked for; on an error or Ctrl-C no half file stays."""
 
-    def __init__(self, output: str | None, play: bool, rate: int) -> None:
-        self._output, self._play, self._rate = output, play, rate
+    def __init__(self, output: str | None, play: bool, rate: int, force: bool = False) -> None:
+        self._output, self._play, self._rate, self._force = output, play, rate, force
         self._raw = output == STDOUT
         self._stack = ExitStack()
-        self._wav: WavWriter | None = None
+        self._file: SoundWriter | None = None
         self._speaker: Any = None
 
     def __enter__(self) -> Sinks:
         with ExitStack() as stack:
             if self._output and not self._raw:
-                self._wav = stack.enter_context(WavWriter(self._output, self._rate))
+                self._file = stack.enter_context(SoundWriter(self._output, self._rate, force=self._force))
             if self._play:
                 self._speaker = stack.enter_context(_speaker(self._rate))
             self._stack = stack.pop_all()
@@ -65,14 +69,14 @@ class Sinks:
         try:
             click.echo(answer_text(delta), nl=False, err=self._raw)
         except BrokenPipeError:
-            if self._wav is None and self._speaker is None:
+            if self._file is None and self._speaker is None:
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if self._raw else sys.stdout).fileno())
 
     def audio(self, samples: F32) -> None:
         """Samples [S] to every open sink."""
-        if self._wav:
-            self._wav.write(samples)
+        if self._file:
+            self._file.write(samples)
         if self._raw:
             out = sys.stdout.buffer
             out.write(to_pcm16(samples).astype("<i2").tobytes())
@@ -92,15 +96,8 @@ def _speaker(rate: int) -> Any:
         raise EngineError(f"the loudspeaker cannot be opened ({exc}); leave --play out and use -o") from exc
 
 
-def save_tokens(path: str, tokens: I32, task: str) -> None:
+def save_tokens(path: str, tokens: I32, task: str, force: bool = False) -> None:
     """Array `tokens`: int32 [K+1, frames], audio streams first; for tasks without audio the text row [frames]."""
-    out = Path(path)
-    handle, part = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent)
-    try:
-        with os.fdopen(handle, "wb") as f:
-            np.savez(f, tokens=tokens if task in AUDIO_OUT else tokens[-1])
-        os.chmod(part, 0o644)
-        os.replace(part, out)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    data = io.BytesIO()
+    np.savez(data, tokens=tokens if task in AUDIO_OUT else tokens[-1])
+    write_file(path, data.getvalue(), force)

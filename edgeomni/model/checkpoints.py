@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import CheckpointError, EdgeOmniError, SpecError, UsageError
+from ..errors import CheckpointError, EdgeOmniError, SpecError
+from ..outputs import check_directory, first_few, new_directory, strangers
 from ..schema import Source, parse_json, read_bytes, short
 from . import codecs, mini_omni, own_config, presets
 from .compose import compose
@@ -28,7 +28,7 @@ from .own_config import FORMAT, VERSION, OwnConfig
 from .presets import preset
 from .tensors import differences, digest, read_safetensors, refuse, shapes_of
 
-__all__ = ["compose", "kind_of", "load", "preset", "save", "save_preset"]
+__all__ = ["check_target", "compose", "kind_of", "load", "preset", "save", "save_preset"]
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 PARTS = ("encoder", "llm", "codec")
@@ -74,7 +74,11 @@ def load(source: str | os.PathLike[str], *, device: str = "cpu") -> OmniModel:
 
 
 def save(model: OmniModel, directory: str | os.PathLike[str], *, force: bool = False) -> Path:
-    """Writes our own layout, whole or not at all. An existing path is refused with UsageError unless `force`."""
+    """Writes our own layout, whole or not at all.
+
+    `force` allows to replace a checkpoint directory that EdgeOmni wrote. Raises UsageError for anything else that
+    exists (see `check_target`), and CheckpointError for what the disk refuses.
+    """
     state = {name: _unshared(t) for name, t in model.state_dict().items()}
     config = {
         "spec": model.spec.to_dict(),
@@ -86,7 +90,7 @@ def save(model: OmniModel, directory: str | os.PathLike[str], *, force: bool = F
     def write(target: Path) -> None:
         _write_config(target, config)
         save_file(state, target / WEIGHTS, metadata={"format": "pt"})
-        (target / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+        shutil.copymode(target / CONFIG, target / WEIGHTS)  # safetensors writes for the owner alone, whatever the umask
         if model.tokenizer_json is not None:
             (target / TOKENIZER).write_text(model.tokenizer_json, encoding="utf-8")
 
@@ -194,43 +198,33 @@ def _write_config(target: Path, config: Mapping[str, Any]) -> None:
     (target / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def _write_whole(directory: Path, write: Any, force: bool) -> Path:
-    """`write(temporary)` beside the target, then renamed into place; on any failure nothing is left behind."""
-    if directory.exists() and not force:
-        raise UsageError(f"{directory} exists; choose another path or overwrite it with --force")
-    if directory.exists() and not _may_go(directory):
-        raise UsageError(f"{directory} is no checkpoint, so --force does not overwrite it; remove it yourself")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+def check_target(directory: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Raises UsageError where `save` would refuse to write.
+
+    Without `force` that is wherever something exists; with it, whatever is neither an empty directory nor a
+    checkpoint that EdgeOmni wrote, with nothing else in it.
+    """
+    check_directory(directory, _objection if force else None)
+
+
+def _write_whole(directory: Path, write: Callable[[Path], None], force: bool) -> Path:
+    """Has `write` fill a new directory, which gets its name when it is whole."""
     try:
-        temporary.chmod(0o755)
-        write(temporary)
-        _swap(temporary, directory)
+        with new_directory(directory, _objection if force else None) as stage:
+            write(stage)
     except OSError as exc:
         raise CheckpointError(
-            f"{directory}: could not be written ({exc}); free some space or choose another path"
+            f"{directory}: could not be written ({exc.strerror or exc}); free some space or choose another path"
         ) from exc
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return directory
 
 
-def _may_go(directory: Path) -> bool:
-    return directory.is_dir() and (kind_of(directory) is not None or not any(directory.iterdir()))
-
-
-def _swap(temporary: Path, directory: Path) -> None:
-    if not directory.exists():
-        os.rename(temporary, directory)
-        return
-    old = directory.with_name(f"{temporary.name}.old")
-    os.rename(directory, old)
-    try:
-        os.rename(temporary, directory)
-    except OSError:
-        os.rename(old, directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def _objection(directory: Path) -> str:
+    """Why --force must not replace a directory; "" for a checkpoint that `save` or `save_preset` wrote."""
+    if kind_of(directory) not in ("edgeomni", "preset"):
+        return "is no checkpoint that EdgeOmni wrote"
+    others = strangers(directory, {CONFIG, WEIGHTS, TOKENIZER})
+    return f"also holds {first_few(others)}, which EdgeOmni did not write" if others else ""
 
 
 def _unshared(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from ..bundle import Bundle, is_bundle
 from ..engines import Device, EngineName
 from ..errors import EdgeOmniError, GateError, UsageError
 from ..hardware import detect
+from ..outputs import write_file
 from ..sampling import Sampling
 from ..session import Session, TurnEnd
 from ..spec import AUDIO_IN, AUDIO_OUT, OmniSpec, Task
@@ -130,7 +131,7 @@ def save(report: dict[str, Any], folder: Path = Path("profiles/results")) -> Pat
     """Writes <folder>/<device>-<bundle>-<date>.json; a later run of the same day replaces it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{report['device']}-{report['bundle']['name']}-{report['date'][:10]}.json"
-    path.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_file(path, (json.dumps(report, indent=1, sort_keys=True) + "\n").encode(), force=True)
     return path
 
 
