@@ -227,7 +227,8 @@ def _stamp_path(bundle: Bundle) -> Path:
 
 def _settled(bundle: Bundle) -> bool:
     """Whether no file changed within the clock's last ticks: a change in the same tick would not show in its state."""
-    newest = max(_inside(bundle.path, e.path).stat().st_ctime for e in bundle.entries())
+    paths = [MANIFEST, *(entry.path for entry in bundle.entries())]
+    newest = max(_inside(bundle.path, path).stat().st_ctime for path in paths)
     return newest + SETTLED_S <= time.time()
 
 
