@@ -149,7 +149,11 @@ class Bundle:
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
-    text = json.dumps(manifest.to_dict(), indent=1, sort_keys=True, allow_nan=False)
+    """Writes bundle.json. Raises BundleError for a NaN or an infinity, which JSON has no number for."""
+    try:
+        text = json.dumps(manifest.to_dict(), indent=1, sort_keys=True, allow_nan=False)
+    except ValueError as exc:
+        raise BundleError(f"{root}: the manifest holds a number that is not finite; write it as text") from exc
     (root / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
@@ -223,7 +227,8 @@ def _stamp_path(bundle: Bundle) -> Path:
 
 def _settled(bundle: Bundle) -> bool:
     """Whether no file changed within the clock's last ticks: a change in the same tick would not show in its state."""
-    newest = max(_inside(bundle.path, e.path).stat().st_ctime for e in bundle.entries())
+    paths = [MANIFEST, *(entry.path for entry in bundle.entries())]
+    newest = max(_inside(bundle.path, path).stat().st_ctime for path in paths)
     return newest + SETTLED_S <= time.time()
 
 

@@ -202,16 +202,12 @@ class AnyMeta:
     tables: dict[str, EmbeddingTable] = field(default_factory=dict)
 
 
-META: dict[tuple[str, str], type[Any]] = {
-    ("onnx", "encoder"): OnnxEncoderMeta,
-    ("onnx", "llm"): OnnxLlmMeta,
-    ("onnx", "codec"): OnnxCodecMeta,
-}
+_ONNX_META: dict[str, type[Any]] = {"encoder": OnnxEncoderMeta, "llm": OnnxLlmMeta, "codec": OnnxCodecMeta}
+META = {("onnx", name): kind for name, kind in _ONNX_META.items()}
 """(format, component) -> what its `meta` holds."""
 
-ROLES = {("onnx", "encoder"): {"encoder"}, ("onnx", "llm"): {"body", "text_head", "audio_head"}}
-ROLES[("onnx", "codec")] = {"codec"}
-"""(format, component) -> the graphs without which it cannot run."""
+ROLES = {"encoder": {"encoder"}, "llm": {"body", "text_head", "audio_head"}, "codec": {"codec"}}
+"""ONNX component -> the graphs without which it cannot run."""
 
 
 @dataclass(frozen=True)
@@ -274,15 +270,14 @@ def _check_component(component: Component, name: str, spec: OmniSpec, source: So
     path = below("$.components", name)
     if component.name != name:
         raise source.fault(f"is {short(component.name)}, not {short(name)}", f"{path}.name")
-    kind = (component.format, name)
-    typed_meta = META.get(kind)
+    typed_meta = META.get((component.format, name))
     if typed_meta is None:
         known = {key: value for key, value in component.meta.items() if key == "tables"}
         typed(known, AnyMeta, source, path=f"{path}.meta")
         return
     meta = typed(component.meta, typed_meta, source, newer=newer, path=f"{path}.meta")
     tts = {"tts"} if name == "llm" and spec.tts_layers else set[str]()
-    if missing := sorted((ROLES[kind] | tts) - set(component.graphs)):
+    if missing := sorted((ROLES[name] | tts) - set(component.graphs)):
         raise source.fault(f"{', '.join(missing)} missing", f"{path}.graphs")
     if isinstance(meta, OnnxLlmMeta):
         _check_tables(meta, spec, source, f"{path}.meta.tables")

@@ -110,7 +110,7 @@ def is_newer(found: Any, ours: str, source: Source, key: str = "schema") -> bool
     That is so for a newer minor version. Raises the source's error for another major version, and for what is no
     version. Whole numbers are versions from before there were minor ones.
     """
-    whole = isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 10_000
+    whole = isinstance(found, int) and not isinstance(found, bool)
     match = _VERSION.match(f"{found}.0" if whole else found) if whole or isinstance(found, str) else None
     if match is None:
         raise source.fault(f"schema version {short(found)} is not of the form {ours!r}", f"$.{key}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from fakes import small_bundle, small_spec
 
 from edgeomni import bundle as bundle_module
-from edgeomni.bundle import MANIFEST, Bundle
+from edgeomni.bundle import MANIFEST, Bundle, write_manifest
 from edgeomni.errors import BundleError
 
 Data = dict[str, Any]
@@ -173,6 +174,12 @@ KEYS: dict[str, tuple[Callable[[Data], object], str]] = {
     "two spellings": (lambda d: d["tokenizer"].update(path="./tokenizer.json"), "not spelled as the path of a file"),
     "no path": (lambda d: d["tokenizer"].update(path=""), "not spelled as the path of a file"),
     "escape code in a path": (lambda d: d["tokenizer"].update(path="a\x1b[2J"), r"path 'a\\x1b\[2J' is not spelled"),
+    "long path": (lambda d: d["tokenizer"].update(path="a" * 1025), "not spelled as the path of a file"),
+    "negative version": (lambda d: d.update(schema=-1), "schema version -1 is not of the form"),
+    "no graph of the TTS adapter": (
+        lambda d: d["spec"].update(tts_layers=1),
+        r"\$\.components\.llm\.graphs: tts missing",
+    ),
     "NUL": (lambda d: d["tokenizer"].update(path="a\0b"), "not spelled as the path of a file"),
     "wrong type": (lambda d: llm(d)["graphs"]["body"].update(path=3), r"\$\.components\.llm\.graphs\.body\.path: "),
     "graph as text": (lambda d: llm(d)["graphs"].update(body="x"), r"\$\.components\.llm\.graphs\.body: Expected"),
@@ -310,6 +317,37 @@ def test_what_changed_a_moment_ago_is_not_remembered(root: Path, monkeypatch: py
     names = hashed(monkeypatch)
     Bundle.open(root)
     assert len(names) == 8
+
+
+def test_one_file_that_changed_a_moment_ago_is_enough(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, old = root / "tokenizer.json", (root / "llm" / "body.onnx").stat().st_ctime
+    while new.stat().st_ctime == old:  # until the file system's clock ticks
+        new.write_bytes(new.read_bytes())
+    now = max(path.stat().st_ctime for path in root.rglob("*"))
+    monkeypatch.setattr(bundle_module, "SETTLED_S", (now - old) / 2)
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert not bundle_module._settled(Bundle.open(root, hashes=False))
+    monkeypatch.setattr(time, "time", lambda: now + 1)
+    assert bundle_module._settled(Bundle.open(root, hashes=False))
+
+
+def test_both_ways_to_hash_agree(tmp_path: Path) -> None:
+    raw = bytes(range(256)) * 5000  # more than is read at once
+    (tmp_path / "file").write_bytes(raw)
+    with (tmp_path / "file").open("rb") as f:
+        assert (
+            bundle_module._sha256_slow(f) == hashlib.sha256(raw).hexdigest() == bundle_module.sha256(tmp_path / "file")
+        )
+
+
+def test_a_manifest_is_written_sorted_and_holds_no_nan(root: Path) -> None:
+    manifest = Bundle.open(root).manifest
+    keys = list(json.loads((root / MANIFEST).read_text()))
+    assert keys == sorted(keys)
+    manifest.gate = {"value": float("nan")}
+    with pytest.raises(BundleError, match="not finite"):
+        write_manifest(root, manifest)
+    Bundle.open(root)
 
 
 def test_a_file_that_changes_while_it_is_verified(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
