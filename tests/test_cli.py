@@ -17,6 +17,7 @@ from fakes import script, small_spec
 from edgeomni import Session
 from edgeomni.bundle import Component, Manifest, describe_files, write_manifest
 from edgeomni.cli import main
+from edgeomni.install_hint import install_command
 from edgeomni.errors import BundleError, GateError
 from edgeomni.runtimes import fake
 from edgeomni.spec import OmniSpec
@@ -266,7 +267,7 @@ def test_doctor_tells_versions_and_what_to_install() -> None:
     report = json.loads(edgeomni("doctor", "--json").output)
     assert report["engines"]["onnxruntime"]["version"]
     assert "CPUExecutionProvider" in report["providers"]
-    assert report["engines"]["tensorrt"]["install"] == 'pip install "edgeomni[jetson]"'
+    assert report["engines"]["tensorrt"]["install"] == install_command("jetson")
     assert report["machine"]["cores"] >= 1
     assert "onnxruntime" in edgeomni("doctor").output
 

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from ..errors import EdgeOmniError, UsageError
+from ..install_hint import install_command
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -70,7 +71,7 @@ def _describe(exc: Exception) -> str:
     if isinstance(exc, EdgeOmniError):
         return str(exc)
     if isinstance(exc, ModuleNotFoundError):
-        return f'{exc.name} is not installed, and this needs it: pip install "edgeomni[export]" (see `edgeomni doctor`)'
+        return f"{exc.name} is not installed, and this needs it: {install_command('export')} (see `edgeomni doctor`)"
     if isinstance(exc, OSError) and exc.strerror:
         return f"{exc.filename or 'system'}: {exc.strerror}"
     return f"{type(exc).__name__}: {exc} (not expected: run `edgeomni --debug ...` and report the traceback)"

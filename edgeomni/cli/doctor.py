@@ -11,22 +11,23 @@ from rich.table import Table
 
 from .. import __version__
 from ..hardware import closest_profile, detect
+from ..install_hint import install_command
 from .common import console
 
 PARTS = {
-    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "edgeomni", "runs onnx bundles"),
-    "torch": (("torch",), "edgeomni[export]", "runs checkpoints; needed by init and export"),
-    "transformers": (("transformers",), "edgeomni[export]", "needed by init and export"),
-    "onnx": (("onnx",), "edgeomni[export]", "needed by export"),
-    "snac": (("snac",), "edgeomni[export]", "needed by init and export"),
-    "llama-cpp-python": (("llama-cpp-python",), "edgeomni[gguf]", "for gguf bundles, not written yet"),
-    "openvino": (("openvino",), "edgeomni[openvino]", "for openvino bundles, not written yet"),
-    "tensorrt-rtx": (("tensorrt-rtx",), "edgeomni[tensorrt]", "for tensorrt bundles, not written yet"),
-    "tensorrt": (("tensorrt",), "edgeomni[jetson]", "for tensorrt bundles on Jetson, not written yet"),
-    "optimum": (("optimum",), "edgeomni[optimum]", "for optimum's command line, not written yet"),
-    "sounddevice": (("sounddevice",), "edgeomni[play]", "run --play"),
+    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "", "runs onnx bundles"),
+    "torch": (("torch",), "export", "runs checkpoints; needed by init and export"),
+    "transformers": (("transformers",), "export", "needed by init and export"),
+    "onnx": (("onnx",), "export", "needed by export"),
+    "snac": (("snac",), "export", "needed by init and export"),
+    "llama-cpp-python": (("llama-cpp-python",), "gguf", "for gguf bundles, not written yet"),
+    "openvino": (("openvino",), "openvino", "for openvino bundles, not written yet"),
+    "tensorrt-rtx": (("tensorrt-rtx",), "tensorrt", "for tensorrt bundles, not written yet"),
+    "tensorrt": (("tensorrt",), "jetson", "for tensorrt bundles on Jetson, not written yet"),
+    "optimum": (("optimum",), "optimum", "for optimum's command line, not written yet"),
+    "sounddevice": (("sounddevice",), "play", "run --play"),
 }
-"""Part -> (distributions that bring it, what to install, what for)."""
+"""Part -> (distributions that bring it, the extra of edgeomni that installs it, what for)."""
 
 
 @click.command("doctor")
@@ -47,7 +48,7 @@ def examine() -> dict[str, Any]:
     """Versions are read from installed metadata, so that nothing heavy is imported."""
     machine = detect()
     parts = {
-        name: {"version": _version(names), "install": f'pip install "{extra}"', "use": use}
+        name: {"version": _version(names), "install": install_command(extra), "use": use}
         for name, (names, extra, use) in PARTS.items()
     }
     facts = {**machine.to_dict(), "closest_profile": closest_profile(machine)}
