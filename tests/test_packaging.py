@@ -31,7 +31,7 @@ def tracked() -> set[str]:
         return {
             p.as_posix()
             for p in found
-            if p.parts[0] not in GENERATED and not OWN & set(p.parts) and "_cache" not in p.as_posix()
+            if p.parts[0] not in GENERATED and not OWN & set(p.parts) and not any(n.endswith("_cache") for n in p.parts)
         } | LINKS
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return {name for name in listed.split("\0") if name and os.path.lexists(ROOT / name)}
@@ -63,7 +63,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
     with tarfile.open(built("sdist", copied(folder / "checkout", symlinks=True), folder)) as archive:
         archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # type: ignore[arg-type]
-    (unpacked,) = folder.glob("edgeomni-*/")
+    (unpacked,) = (path for path in folder.glob("edgeomni-*") if path.is_dir())
     return unpacked
 
 

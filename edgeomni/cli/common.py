@@ -70,6 +70,8 @@ class _Failure(click.ClickException):
 def _describe(exc: Exception) -> str:
     if isinstance(exc, EdgeOmniError):
         return str(exc)
+    if isinstance(exc, ModuleNotFoundError) and (exc.name or "").startswith("edgeomni."):
+        return f"this copy of EdgeOmni is incomplete: {exc.name} is missing; install it: {install_command()}"
     if isinstance(exc, ModuleNotFoundError):
         return f"{exc.name} is not installed, and this needs it: {install_command('export')} (see `edgeomni doctor`)"
     if isinstance(exc, OSError) and exc.strerror:
