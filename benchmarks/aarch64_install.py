@@ -4,7 +4,8 @@ python benchmarks/aarch64_install.py [--python-version 3.11] [--keep DIR]
 
 Downloads what pip would install there, for the dependencies that pyproject.toml declares, and prints every wheel with
 its size; the last line is one JSON object. Exits with 1 where a dependency has no wheel for that machine. All three
-platform tags are needed, since pip takes them literally: ONNX Runtime's wheels are for manylinux_2_28, others for older ones.
+platform tags are needed, since pip takes them literally: ONNX Runtime's wheels are for manylinux_2_28, others for
+older ones.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ def main() -> int:
     for name, size in sorted(sizes.items(), key=lambda item: -item[1]):
         print(f"{size / 1e6:7.2f} MB  {name}")
     total = sum(sizes.values()) / 1e6
-    print(json.dumps({"python": args.python_version, "resolved": resolved, "wheels": len(sizes), "MB": round(total, 1)}))
+    print(
+        json.dumps({"python": args.python_version, "resolved": resolved, "wheels": len(sizes), "MB": round(total, 1)})
+    )
     return int(not resolved)
 
 

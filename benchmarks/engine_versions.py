@@ -197,7 +197,9 @@ def divergence(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Any] | Non
 
 def relative(a: Answers, b: Answers, part: str) -> float:
     """Root mean square of the difference over that of `a`, all questions together."""
-    pairs = [(x[part].astype(np.float64).ravel(), y[part].astype(np.float64).ravel()) for x, y in zip(a, b, strict=True)]
+    pairs = [
+        (x[part].astype(np.float64).ravel(), y[part].astype(np.float64).ravel()) for x, y in zip(a, b, strict=True)
+    ]
     one, other = (np.concatenate(side) for side in zip(*pairs, strict=True))
     return float(np.linalg.norm(other - one) / (np.linalg.norm(one) or 1))
 

@@ -17,8 +17,8 @@ from fakes import script, small_spec
 from edgeomni import Session
 from edgeomni.bundle import Component, Manifest, describe_files, write_manifest
 from edgeomni.cli import main
-from edgeomni.install_hint import install_command
 from edgeomni.errors import BundleError, GateError
+from edgeomni.install_hint import install_command
 from edgeomni.runtimes import fake
 from edgeomni.spec import OmniSpec
 

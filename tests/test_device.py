@@ -67,7 +67,8 @@ def test_an_answer(task: str, name: str, precision: str, golden: Golden, bundles
         samples, rate = soundfile.read(wave)
         streams = len(ids) - 1  # stream k starts k + 1 frames late, so this many frames complete no codec frame
         per_frame = len(golden["AA_wave"]) / (golden["AA_tokens"].shape[1] - streams)
-        assert rate == 24000 and samples.any() and len(samples) == per_frame * (ids.shape[1] - streams)
+        assert rate == 24000 and len(samples) == per_frame * max(0, ids.shape[1] - streams)
+        assert samples.any() or precision != "fp32", "a random model in int4 may end its answer before any audio"
 
 
 def test_the_other_commands(golden: Golden, bundles: Path) -> None:

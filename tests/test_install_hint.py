@@ -31,7 +31,8 @@ def loaded_from(folder: Path) -> Command:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.install_command
+    command: Command = module.install_command
+    return command
 
 
 @pytest.fixture

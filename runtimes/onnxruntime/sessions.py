@@ -18,7 +18,9 @@ from edgeomni.install_hint import install_command
 try:
     import onnxruntime as ort
 except ImportError as exc:
-    raise EngineError(f"the onnxruntime engine is not installed or cannot be loaded ({exc}); {install_command()}") from exc
+    raise EngineError(
+        f"the onnxruntime engine is not installed or cannot be loaded ({exc}); {install_command()}"
+    ) from exc
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _QUIET = 3
