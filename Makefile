@@ -23,7 +23,7 @@ demo: $(STAMP)
 
 setup: $(STAMP)
 
-# A source distribution comes without these links, and git writes files in their place where it must not make links.
+# A source distribution comes without these links, and a clone may hold small files in their place.
 links:
 	@for name in exporters profiles runtimes; do \
 		test -L edgeomni/$$name || { rm -f edgeomni/$$name && ln -s ../$$name edgeomni/$$name; }; \

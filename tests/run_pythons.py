@@ -69,10 +69,10 @@ def export_bundles(folder: Path) -> Path:
     from edgeomni.export import export_bundle
 
     sys.path.insert(0, str(ROOT / "tests"))
-    from test_device import PRECISIONS
+    from test_device import EXPORTED
 
     for layout in sorted(path.parent for path in (ROOT / "tests" / "golden").glob("*/golden.npz")):
-        for precision in PRECISIONS:
+        for precision in EXPORTED:
             export_bundle(layout, folder / f"{layout.name}-{precision}", precision=precision, force=True)
     return folder
 
