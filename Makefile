@@ -4,7 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.edgeomni-installed
 
-.PHONY: test demo setup lint clean
+WORK   ?= build/pythons
+
+.PHONY: test demo setup lint links test-pythons check-aarch64 clean
 .DEFAULT_GOAL := test
 
 test: lint
@@ -21,8 +23,22 @@ demo: $(STAMP)
 
 setup: $(STAMP)
 
+# A source distribution comes without these links, and a clone may hold small files in their place.
+links:
+	@for name in exporters profiles runtimes; do \
+		test -L edgeomni/$$name || { rm -f edgeomni/$$name && ln -s ../$$name edgeomni/$$name; }; \
+	done
+
+# The device install and its tests, without torch, on every Python from 3.10 to 3.13 that is found. Needs a package index.
+test-pythons: $(STAMP)
+	$(BIN)/python tests/run_pythons.py --work $(WORK)
+
+# Whether wheels alone make a device install on 64-bit ARM. Needs a package index; nothing is installed.
+check-aarch64: $(STAMP)
+	$(BIN)/python benchmarks/aarch64_install.py
+
 # torch goes first so that a local build of the pinned version is preferred before anything else can ask for another.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt | links
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "EdgeOmni needs Python 3.10 or newer; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch

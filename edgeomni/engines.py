@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .errors import EngineError, UsageError
+from .install_hint import install_command
 
 ComponentName = Literal["encoder", "llm", "codec"]
 COMPONENTS: tuple[ComponentName, ...] = ("encoder", "llm", "codec")
@@ -38,7 +39,7 @@ class Engine:
     @property
     def install(self) -> str:
         """The command that installs it."""
-        return f'pip install "edgeomni[{self.extra}]"' if self.extra else "pip install edgeomni"
+        return install_command(self.extra)
 
 
 ENGINES = {

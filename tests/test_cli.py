@@ -19,6 +19,7 @@ from fakes import script, small_bundle, small_spec
 from edgeomni import Session
 from edgeomni.cli import main
 from edgeomni.errors import BundleError, GateError
+from edgeomni.install_hint import install_command
 from edgeomni.runtimes import fake
 from edgeomni.spec import OmniSpec, Task
 
@@ -349,6 +350,7 @@ def test_doctor_tells_versions_and_what_to_install() -> None:
     report = json.loads(edgeomni("doctor", "--json").output)
     assert report["engines"]["onnxruntime"]["version"]
     assert "CPUExecutionProvider" in report["providers"]
+    assert report["tools"]["sounddevice"]["install"] == install_command("play")
     assert report["machine"]["cores"] >= 1
     assert "onnxruntime" in edgeomni("doctor").output
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ..engines import ENGINES, Device
 from ..errors import EdgeOmniError
+from ..install_hint import install_command
 from .terminal import visible
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -70,8 +71,10 @@ class _Failure(click.ClickException):
 def _describe(exc: Exception) -> str:
     if isinstance(exc, EdgeOmniError):
         return str(exc)
+    if isinstance(exc, ModuleNotFoundError) and (exc.name or "").startswith("edgeomni."):
+        return f"this copy of EdgeOmni is incomplete: {exc.name} is missing; install it: {install_command()}"
     if isinstance(exc, ModuleNotFoundError):
-        return f'{exc.name} is not installed, and this needs it: pip install "edgeomni[export]" (see `edgeomni doctor`)'
+        return f"{exc.name} is not installed, and this needs it: {install_command('export')} (see `edgeomni doctor`)"
     if isinstance(exc, OSError) and exc.strerror:
         return f"{exc.filename or 'system'}: {exc.strerror}"
     return f"{type(exc).__name__}: {exc} (not expected: run `edgeomni --debug ...` and report the traceback)"

@@ -13,6 +13,7 @@ from rich.table import Table
 from .. import __version__
 from ..engines import CHECKPOINT, ENGINES, Engine
 from ..hardware import closest_profile, detect
+from ..install_hint import install_command
 from ..tables import say, show
 from .common import console
 
@@ -57,10 +58,7 @@ def examine() -> dict[str, Any]:
     """Versions are read from installed metadata, so that nothing heavy is imported."""
     machine = detect()
     engines = {e.name: _part(e.distributions, e.install, _use(e)) for e in ENGINES.values()}
-    tools = {
-        name: _part((name,), f'pip install "edgeomni[{extra}]"', f"needed by {use}")
-        for name, (extra, use) in TOOLS.items()
-    }
+    tools = {name: _part((name,), install_command(extra), f"needed by {use}") for name, (extra, use) in TOOLS.items()}
     facts = {**machine.to_dict(), "closest_profile": closest_profile(machine)}
     return {
         "edgeomni": __version__,

@@ -15,6 +15,7 @@ import numpy as np
 from ..arrays import F32, I32
 from ..audio import to_pcm16
 from ..errors import EngineError, UsageError
+from ..install_hint import install_command
 from ..outputs import check_file, same_file, write_file
 from ..sound_writer import SoundWriter, check_sound_file
 from ..spec import AUDIO_OUT
@@ -89,7 +90,7 @@ def _speaker(rate: int) -> Any:
     try:
         import sounddevice
     except (ImportError, OSError) as exc:  # OSError: PortAudio itself is missing
-        raise EngineError(f'--play needs sounddevice and PortAudio ({exc}); pip install "edgeomni[play]"') from exc
+        raise EngineError(f"--play needs sounddevice and PortAudio ({exc}); {install_command('play')}") from exc
     try:
         return sounddevice.OutputStream(samplerate=rate, channels=1, dtype="float32")
     except sounddevice.PortAudioError as exc:

@@ -13,12 +13,15 @@ from typing import Any
 
 from edgeomni.errors import EngineError
 from edgeomni.hardware import detect
+from edgeomni.install_hint import install_command
 from edgeomni.interrupt import Interrupt, Interrupted
 
 try:
     import onnxruntime as ort
 except ImportError as exc:
-    raise EngineError("the onnxruntime engine is not installed; pip install onnxruntime") from exc
+    raise EngineError(
+        f"the onnxruntime engine is not installed or cannot be loaded ({exc}); {install_command()}"
+    ) from exc
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _QUIET = 3
