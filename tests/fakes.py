@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from time import perf_counter
 from typing import Any
+
+import pytest
 
 from edgeomni.spec import AdapterSpec, BodySpec, CodecSpec, EncoderSpec, FrontEndSpec, OmniSpec, TokenLayout
 
@@ -33,3 +37,32 @@ def script(spec: OmniSpec, frames: int, text: list[int] | None = None, eoa: bool
     if eoa:
         out.append([*[0] * (layout.streams - 1), layout.eoa, 7])
     return out
+
+
+class Clock:
+    """A clock that moves only when it is told to, in place of `perf_counter` in every edgeomni module."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        modules = [m for name, m in list(sys.modules.items()) if name.startswith("edgeomni")]
+        for module in modules:
+            if getattr(module, "perf_counter", None) is perf_counter:
+                monkeypatch.setattr(module, "perf_counter", self)
+
+    def slow(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seconds: float) -> None:
+        """From now on each call of owner.name takes that long."""
+        original = getattr(owner, name)
+
+        def timed(*args: Any, **how: Any) -> Any:
+            self.advance(seconds)
+            return original(*args, **how)
+
+        monkeypatch.setattr(owner, name, timed)
