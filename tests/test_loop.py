@@ -57,7 +57,7 @@ class Turn:
         spec: OmniSpec = SPEC,
         two_row: bool = True,
         llm: Recorder | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
+        cancelled: Callable[[], bool] | None = None,
         features: int = 4,
         on_event: Callable[[Any], None] = lambda _: None,
     ) -> None:
@@ -69,8 +69,9 @@ class Turn:
         given = [Features(1, np.zeros((features, spec.body.width), np.float32))] if spoken else []
         parts = Components(fake.FakeEncoder(spec), self.llm, self.codec)
         self.events = []
+        listening = () if cancelled is None else (cancelled,)
         for event in loop.generate(
-            parts, spec, task, self.prompt, given, options or Options(), self.spans, cancelled
+            parts, spec, task, self.prompt, given, options or Options(), self.spans, *listening
         ):
             self.events.append(event)
             on_event(event)

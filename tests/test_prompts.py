@@ -94,7 +94,7 @@ def test_ids_at_the_vocabulary_s_edges() -> None:
 def test_questions_that_are_none() -> None:
     assert build(SPEC, "at", features=1).length == 4
     with pytest.raises(PromptError, match="needs spoken audio"):
-        build(SPEC, "at", features=0, text_ids=[1])
+        build(SPEC, "at", text_ids=[1])
     with pytest.raises(PromptError, match="needs a question in text"):
         build(SPEC, "ta", features=3)
     with pytest.raises(PromptError, match="unknown task 'sing'; choose one of asr, at, aa, tt, ta"):

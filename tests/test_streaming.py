@@ -61,8 +61,8 @@ def spoilt(stream: int = 3, value: int = 32) -> np.ndarray:
     return frame
 
 
-def stream(codec: CountingCodec, *, strict: bool = False, spec: CodecSpec = SPEC) -> AudioStream:
-    return AudioStream(codec, spec, Spans(), strict=strict)
+def stream(codec: CountingCodec, *, spec: CodecSpec = SPEC, **how: bool) -> AudioStream:
+    return AudioStream(codec, spec, Spans(), **how)
 
 
 def spoken(audio: AudioStream, frames: Sequence[np.ndarray]) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_the_codebook_s_first_and_last_entry_are_sound(value: int) -> None:
     assert spoken(audio, [np.full(7, value)] * 3).all() and audio.silent_frames == 0
 
 
-@pytest.mark.parametrize("lag", [0, 40, 64, 100])
+@pytest.mark.parametrize("lag", [0, 1, 40, 63, 64, 100])
 @pytest.mark.parametrize("silent", [[0], [2], [3], [8], [0, 1, 2], [2, 3], [1, 3, 5, 7], [0, 4, 8], list(range(9))])
 def test_exactly_the_silent_frames_are_silent_wherever_chunks_end(silent: list[int], lag: int) -> None:
     """Pushes of 3, 1, 2, 3 frames; with its lag, a frame's samples come in one chunk, in two, or after its push."""
