@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from fakes import Clock, script, small_spec
 from rich.console import Console
 
 from edgeomni import Session, TextDelta, TurnEnd
-from edgeomni.errors import EdgeOmniError
+from edgeomni.errors import EdgeOmniError, GateError, UsageError
 from edgeomni.profiling import measure, meters, report
 from edgeomni.profiling.question import spoken_question
 from edgeomni.runtimes import fake
@@ -74,7 +75,8 @@ def test_tables_show_the_figures(fake_session: Session) -> None:
 
 def test_a_saved_report_is_named_by_device_bundle_and_date(fake_session: Session, tmp_path: Path) -> None:
     result = measured()
-    path = measure.save(result, tmp_path / "results")
+    path = measure.save({**result, "turn": {}}, tmp_path / "profiles" / "results")
+    assert measure.save(result, tmp_path / "profiles" / "results") == path, "a later run of the day replaces it"
     assert path.name == f"{result['device']}-nowhere-{result['date'][:10]}.json"
     assert json.loads(path.read_text(encoding="utf-8")) == result
 
@@ -82,6 +84,43 @@ def test_a_saved_report_is_named_by_device_bundle_and_date(fake_session: Session
 def test_the_child_process_hands_its_errors_on(tmp_path: Path) -> None:
     with pytest.raises(EdgeOmniError, match="no such bundle or checkpoint"):
         measure.measure_apart(measure.Job(str(tmp_path / "gone")))
+
+
+@pytest.mark.parametrize(("code", "kind"), [(1, EdgeOmniError), (2, UsageError), (3, GateError), (7, EdgeOmniError)])
+def test_errors_of_the_child_keep_their_kind(code: int, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "a line of a library\n" + json.dumps({"error": "too slow", "exit_code": code}) + "\n"
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(stdout=answer, returncode=0))
+    with pytest.raises(EdgeOmniError, match="too slow") as caught:
+        measure.measure_apart(measure.Job("nowhere"))
+    assert type(caught.value) is kind
+
+
+def test_the_child_gets_the_job_and_this_edgeomni(monkeypatch: pytest.MonkeyPatch) -> None:
+    import edgeomni
+
+    seen: dict[str, Any] = {}
+
+    def run(command: list[str], **how: Any) -> Any:
+        seen.update(how, command=command)
+        return SimpleNamespace(stdout='{"turn": {"rtf": 1}}', returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    assert measure.measure_apart(measure.Job("nowhere", turns=9)) == {"turn": {"rtf": 1}}
+    job = json.loads(seen["input"])
+    assert (job["source"], job["turns"], job["warmup"]) == ("nowhere", 9, 1)
+    here = Path(edgeomni.__file__).parent.parent
+    assert seen["env"]["PYTHONPATH"] == f"{here}{os.pathsep}elsewhere"
+    monkeypatch.delenv("PYTHONPATH")
+    measure.measure_apart(measure.Job("nowhere"))
+    assert seen["env"]["PYTHONPATH"] == str(here)
+
+
+def test_a_child_that_says_nothing_is_an_error_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = SimpleNamespace(stdout=" \n", stderr="x" * 900 + "Killed\n", returncode=-9)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: gone)
+    with pytest.raises(EdgeOmniError, match=r"ended with -9: x{494}Killed$"):
+        measure.measure_apart(measure.Job("nowhere"))
 
 
 def test_peak_memory_is_the_process_s_own() -> None:
@@ -100,11 +139,13 @@ def test_peak_memory_without_proc_is_the_system_s(monkeypatch: pytest.MonkeyPatc
         raise FileNotFoundError
 
     def told() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
     monkeypatch.setattr(Path, "read_text", gone)
     before, got = told(), meters.peak_rss_mb()
     assert got is not None and before <= got <= told()
+    monkeypatch.setattr(sys, "platform", "darwin")  # there in bytes
+    assert meters.peak_rss_mb() == pytest.approx(got / 1024, rel=0.01)
     monkeypatch.setattr(Path, "read_text", lambda *a, **k: "Name:\tpython\nVmPeak:\t7 kB\nVmHWM:\t  2000 kB\nVmRSS: 5 kB\n")
     assert meters.peak_rss_mb() == 2.048
 
@@ -170,6 +211,7 @@ def test_stages_pool_the_spans_of_all_turns_but_the_warm_up(monkeypatch: pytest.
 def test_loading_is_timed_apart_from_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, session = Clock(), ScriptedSession(*[({}, {})] * 2)
     clock.install(monkeypatch)
+    clock.advance(1000)
 
     def opened(*args: Any, **how: Any) -> ScriptedSession:
         clock.advance(3)
