@@ -71,3 +71,11 @@ def tiny_dir(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edgeomni.model import checkpoints
 
     return checkpoints.save(tiny_model, tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def opened(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Components of the tiny preset on every engine that runs here, by the engine's name (engines_here.py)."""
+    from engines_here import open_all
+
+    return open_all(tiny_model, tmp_path_factory.mktemp("engines"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,30 @@ def test_rows_may_be_kept_and_written_on(kind: str, tmp_path: Path) -> None:
     for i in range(4):
         np.testing.assert_allclose(table[np.arange(i, ROWS)], rows[i:], rtol=1e-6)
     np.testing.assert_allclose(kept, rows[:3] + 1, rtol=1e-6)
+
+
+def test_a_table_may_begin_its_file(tmp_path: Path) -> None:
+    values = np.arange(6, dtype="<f4")
+    (tmp_path / "t.bin").write_bytes(values.tobytes())
+    entry = {"file": "t.bin", "rows": 3, "width": 2, "scheme": "fp32", "codes": {"dtype": "float", "offset": 0}}
+    assert RowTable(tmp_path, entry)[np.array([2, 0])].tolist() == [[4, 5], [0, 1]]
+
+
+def test_pages_are_given_back_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row read maps much more of the file than itself; after more than 64 rows the pages go."""
+    given: list[int] = []
+
+    class Noted(mmap.mmap):
+        def madvise(self, option: int, *range_: int) -> None:
+            given.append(option)
+
+    monkeypatch.setattr(mmap, "mmap", Noted)
+    entry, _ = written(tmp_path, "int8")
+    table = RowTable(tmp_path, entry)
+    assert given == [mmap.MADV_RANDOM]
+    for i, rows in enumerate((64, 1, 64, 2)):
+        table[np.zeros(rows, np.int64)]
+        assert given[1:] == [mmap.MADV_DONTNEED] * ((i + 1) // 2), "after rows 65 and 131"
 
 
 def test_ids_without_a_row_are_named(tmp_path: Path) -> None:

@@ -131,6 +131,16 @@ def test_formats_other_than_wav_are_read(tmp_path: Path) -> None:
     assert len(audio.read(tmp_path / "a.flac", RATE)) == 400
 
 
+def test_only_a_riff_wave_is_held_against_its_header(tmp_path: Path) -> None:
+    """RF64 is read as well; a RIFF file that is no WAVE is no audio rather than a cut one."""
+    soundfile.write(tmp_path / "a.wav", noise(400), RATE, format="RF64")
+    assert len(audio.read(tmp_path / "a.wav", RATE)) == 400
+    for head in (b"RIFF\0\0\0\0AVI ", b"XXXX\0\0\0\0WAVE"):
+        (tmp_path / "b.wav").write_bytes(head + b"data\xff\0\0\0")
+        with pytest.raises(AudioError, match="cannot be read as audio"):
+            audio.read(tmp_path / "b.wav", RATE)
+
+
 def test_pcm_is_rounded_and_clipped() -> None:
     samples = np.array([0, 1, -1, 1.5, -1.5, 0.4 / 32767, 0.6 / 32767, -0.6 / 32767], np.float32)
     pcm = audio.to_pcm16(samples)
@@ -166,7 +176,7 @@ def slow_log_mel(samples: np.ndarray, spec: FrontEndSpec, frames: int) -> np.nda
     for t in range(frames):
         power[:, t] = np.abs(dft @ (window * mirrored[t * spec.hop : t * spec.hop + spec.n_fft])) ** 2
     log = np.log10(np.maximum(slaney_filters(spec) @ power, 1e-10))
-    return (np.maximum(log, log.max() - 8) + 4) / 4
+    return np.asarray((np.maximum(log, log.max() - 8) + 4) / 4)
 
 
 def slaney_filters(spec: FrontEndSpec) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engines_here import random_features, random_ids
 
 from edgeomni.components import Features
 from edgeomni.errors import EngineError
@@ -45,12 +46,6 @@ def llm(loaded: OrtLanguageModel) -> OrtLanguageModel:
     """No buffers of another test are left."""
     loaded.close()
     return loaded
-
-
-def random_ids(model: OmniModel, frames: int, seed: int = 0, rows: int = 1) -> np.ndarray:
-    rng, layout = np.random.default_rng(seed), model.spec.layout
-    audio = [rng.integers(0, layout.audio_vocab, (rows, frames)) + layout.shift(k) for k in range(layout.streams)]
-    return np.stack([*audio, rng.integers(0, layout.text_vocab, (rows, frames))], 1).astype(np.int32)
 
 
 def right(model: OmniModel, llm: OrtLanguageModel, hidden: Any, row: int, ids: np.ndarray, given: Any = ()) -> None:
@@ -167,7 +162,7 @@ def test_a_long_prompt_then_two_rows_then_one(model: OmniModel, llm: OrtLanguage
     """More than the 128 frames that are appended at once; the TTS adapter sees row 0 only, all along."""
     ids = random_ids(model, 140, 3, rows=2)
     ids[:, :, :135] = ids[:1, :, :135]
-    given = [Features(1, np.random.default_rng(0).standard_normal((130, 128)).astype(np.float32))]
+    given = [Features(1, random_features(model, 130))]
     state = llm.start(2, 140)
     right(model, llm, llm.forward(ids[:1, :, :135].copy(), given, state), 0, ids[:1, :, :135], given)
     llm.fork(state)

@@ -76,7 +76,9 @@ def test_features_start_behind_input_a_by_default() -> None:
 
 def test_as_many_turns_as_were_trained_and_no_more() -> None:
     turn = ([1], [2])
-    assert build(SPEC, "tt", text_ids=[7], history=[turn] * 2).length == 16, "six frames a turn and four of the question"
+    assert build(SPEC, "tt", text_ids=[7], history=[turn] * 2).length == 16, (
+        "six frames a turn and four of the question"
+    )
     with pytest.raises(PromptError, match=r"3 turn\(s\) of history given.*trained with 2"):
         build(SPEC, "tt", text_ids=[7], history=[turn] * 3)
 

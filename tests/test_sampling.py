@@ -199,7 +199,9 @@ def test_repetition_penalty_counts_only_what_was_seen() -> None:
     logits = np.array([2.0, 1.9, -1.0], np.float32)
     sampler = Sampler(Sampling(greedy=True, repetition_penalty=1.5))
     assert sampler.text(logits) == 0 and sampler.text(logits, [0]) == 1 and sampler.text(logits, [0, 1]) == 0
-    assert sampler.text(logits, [0, 0, 0]) == 1 and sampler.text(np.float32([2.0, 1.0]), [0, 0]) == 0, "once each"
+    assert sampler.text(logits, [0, 0, 0]) == 1 and sampler.text(np.array([2.0, 1.0], np.float32), [0, 0]) == 0, (
+        "once each"
+    )
     assert logits.tolist() == [2.0, np.float32(1.9), -1.0], "the caller's logits are left alone"
 
 

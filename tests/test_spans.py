@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_asking_for_a_total_makes_no_record() -> None:
     assert spans.total("never") == 0 and "never" not in spans.records
 
 
-def turn(monkeypatch: pytest.MonkeyPatch, clock: Clock, listener: Callable[[], None]) -> tuple[list[object], TurnEnd]:
+def turn(monkeypatch: pytest.MonkeyPatch, clock: Clock, listener: Callable[[], None]) -> tuple[list[Any], TurnEnd]:
     """An answer of 20 frames, hence 13 codec frames, pushed as 3, 1, 2, 4 and 3 with the end.
 
     The encoder takes 8 s, each body step 4 s (prefill: two), a text head 1 s (4 of them), audio heads 2 s, a push 16 s.
@@ -59,7 +60,7 @@ def turn(monkeypatch: pytest.MonkeyPatch, clock: Clock, listener: Callable[[], N
     for name, seconds in (("forward", 4), ("text_logits", 1), ("audio_logits", 2)):
         clock.slow(monkeypatch, parts.llm, name, seconds)
     clock.slow(monkeypatch, parts.codec, "decode", 16)
-    events = []
+    events: list[Any] = []
     for event in session.respond("aa", SECOND_OF_NOISE):
         events.append(event)
         listener()

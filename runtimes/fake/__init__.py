@@ -61,9 +61,9 @@ class FakeHidden:
 class FakeLanguageModel(ParallelHeads[FakeHidden]):
     """`frames` scripts the answer: each an audio id per stream, then the text id, unshifted.
 
-    As on a real engine, ids, features, rows, capacity and the order of calls are checked (EngineError). Audio is scripted for row 0
-    and text for the last active row; every other row answers with ids that are shifted by one, so that a caller who
-    asks the wrong row notices.
+    As on a real engine, ids, features, rows, capacity and the order of calls are checked (EngineError). Audio is
+    scripted for row 0 and text for the last active row; every other row answers with ids that are shifted by one, so
+    that a caller who asks the wrong row notices.
     """
 
     def __init__(self, spec: OmniSpec, frames: Sequence[Sequence[int]]) -> None:

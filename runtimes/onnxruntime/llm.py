@@ -80,7 +80,7 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
         return state
 
     def forward(self, ids: I32, features: Sequence[Features], state: OrtState) -> OrtHidden:
-        """See components.LanguageModel. Raises EngineError for a full cache, and for ids or features that do not fit."""
+        """See components.LanguageModel. Raises EngineError for a full state and for ids or features that do not fit."""
         rows, _, frames = ids.shape
         if rows != state.rows or not frames:
             raise EngineError(f"ids have {rows} row(s) of {frames} frames, but {state.rows} row(s) are active")

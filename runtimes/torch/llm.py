@@ -48,7 +48,7 @@ class TorchLanguageModel(ParallelHeads[TorchHidden]):
         return TorchState(self._model.new_cache(rows, max_frames), rows)
 
     def forward(self, ids: I32, features: Sequence[Features], state: TorchState) -> TorchHidden:
-        """See components.LanguageModel. Raises EngineError for a full state, and for ids or features that do not fit."""
+        """See components.LanguageModel. Raises EngineError for a full state and for ids or features that do not fit."""
         model, cache, frames = self._model, state.cache, ids.shape[-1]
         if len(ids) != state.rows:
             raise EngineError(f"{len(ids)} rows of ids for a state with {state.rows} active")
