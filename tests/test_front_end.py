@@ -220,6 +220,13 @@ def test_log_mel_of_other_band_counts(n_mels: int) -> None:
     np.testing.assert_allclose(audio.log_mel(x, spec, 40), slow_log_mel(x, spec, 40), atol=5e-5)
 
 
+def test_log_mel_of_a_rate_below_the_scale_s_bend() -> None:
+    """At 1600 Hz every band lies on the linear part of Slaney's scale."""
+    spec = FrontEndSpec(sample_rate=1600, n_fft=64, hop=16, n_mels=8, window_s=1)
+    x = noise(800)
+    np.testing.assert_allclose(audio.log_mel(x, spec, 100), slow_log_mel(x, spec, 100), atol=2e-5)
+
+
 def test_what_is_quiet_beside_the_loudest_is_floored() -> None:
     """8 in log10 below the maximum, that is 2 below it after the division by 4."""
     x = np.zeros(900, np.float32)

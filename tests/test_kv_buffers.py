@@ -20,6 +20,7 @@ from edgeomni.exporters import load
 from edgeomni.model.omni import OmniModel, fill, skeleton
 from edgeomni.model.presets import draw
 from edgeomni.model.tensors import shapes_of
+from edgeomni.runtimes.onnxruntime.kv_cache import Buffers, Stack
 from edgeomni.runtimes.onnxruntime.llm import OrtLanguageModel
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 
@@ -175,3 +176,32 @@ def test_a_long_prompt_then_two_rows_then_one(model: OmniModel, llm: OrtLanguage
     for at in (138, 139):
         hidden = llm.forward(ids[:1, :, at : at + 1].copy(), (), state)
         right(model, llm, hidden, 0, ids[:1, :, : at + 1], given)
+
+
+class OnDevice:
+    """Stands for an OrtValue in a GPU's memory: what is read is a copy, and only `update_inplace` writes."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.memory = array.copy()
+
+    def numpy(self) -> np.ndarray:
+        return self.memory.copy()
+
+    def update_inplace(self, array: np.ndarray) -> None:
+        self.memory[:] = array
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_row_is_copied_as_far_as_it_is_filled(on_gpu: bool, model: OmniModel) -> None:
+    """Rows 0 and 2 of four; the first 3 of 5 frames."""
+    stack = Stack(None, "gqa", model.spec.body, 2, "cpu")
+    buffers = Buffers(stack, 4, 5)
+    assert len(buffers.arrays) == 4 and buffers.arrays[0].shape == (4, 2, 5, 32), "keys and values of two layers"
+    before = [np.random.default_rng(i).standard_normal((4, 2, 5, 32)).astype(np.float32) for i in range(4)]
+    buffers.arrays = [OnDevice(b) if on_gpu else b.copy() for b in before]
+    buffers.copy_row(0, 2, 3)
+    for array, was in zip(buffers.arrays, before, strict=True):
+        now = array.numpy() if isinstance(array, OnDevice) else array
+        np.testing.assert_array_equal(now[2, :, :3], was[0, :, :3])
+        np.testing.assert_array_equal(now[2, :, 3:], was[2, :, 3:])
+        np.testing.assert_array_equal(now[[0, 1, 3]], was[[0, 1, 3]])
