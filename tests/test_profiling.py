@@ -109,6 +109,7 @@ def test_the_child_gets_the_job_and_this_edgeomni(monkeypatch: pytest.MonkeyPatc
     assert measure.measure_apart(measure.Job("nowhere", turns=9)) == {"turn": {"rtf": 1}}
     job = json.loads(seen["input"])
     assert (job["source"], job["turns"], job["warmup"]) == ("nowhere", 9, 1)
+    assert not seen["check"], "a child that fails tells its error on stdout"
     here = Path(edgeomni.__file__).parent.parent
     assert seen["env"]["PYTHONPATH"] == f"{here}{os.pathsep}elsewhere"
     monkeypatch.delenv("PYTHONPATH")
@@ -189,6 +190,12 @@ def test_figures_are_medians_over_the_turns_after_warm_up(monkeypatch: pytest.Mo
     scripted(monkeypatch, *[({"ttfa": a, "rtf": r, "own": 1.0}, {}) for a, r in ends])
     turn = measure.measure(measure.Job("nowhere", seconds=0.5, turns=4, warmup=2))["turn"]
     assert turn == {"ttfa": 2.5, "rtf": 7.0}, "known figures alone"
+
+
+def test_three_turns_after_one_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = scripted(monkeypatch, *[({"total": float(i)}, {}) for i in (9, 1, 2, 4, 9)])
+    assert measure.measure(measure.Job("nowhere", seconds=0.5))["turn"] == {"total": 2.0}
+    assert len(session.asked) == 4
 
 
 def test_a_figure_that_a_turn_lacks_has_no_median(monkeypatch: pytest.MonkeyPatch) -> None:
