@@ -55,6 +55,7 @@ def build(
     the checkpoint was trained to see.
     """
     _check(spec, task, features, text_ids, len(history))
+    _check_ids(spec.layout, [*text_ids, *(i for turn in history for ids in turn for i in ids)])
     layout = spec.layout
     if task in AUDIO_IN:
         rows = [_audio_question(layout, task, features)]
@@ -81,8 +82,11 @@ def _check(spec: OmniSpec, task: str, features: int, text_ids: Sequence[int], tu
         raise PromptError(f"task {task!r} needs spoken audio; give a sound file")
     if task not in AUDIO_IN and not len(text_ids):
         raise PromptError(f"task {task!r} needs a question in text; give one that is not empty")
-    if bad := [i for i in text_ids if not 0 <= i < spec.layout.text_vocab]:
-        raise PromptError(f"text ids {bad[:5]} lie outside the text vocabulary of {spec.layout.text_vocab} rows")
+
+
+def _check_ids(layout: TokenLayout, ids: Sequence[int]) -> None:
+    if bad := [i for i in ids if not 0 <= i < layout.text_vocab]:
+        raise PromptError(f"text ids {bad[:5]} lie outside the text vocabulary of {layout.text_vocab} rows")
 
 
 def _audio_question(layout: TokenLayout, task: str, features: int) -> I32:

@@ -81,3 +81,11 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "two renames":
         monkeypatch.setattr(renames, "_system_call", lambda: None)
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def opened(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Components of the tiny preset on every engine that runs here, by the engine's name (engines_here.py)."""
+    from engines_here import open_all
+
+    return open_all(tiny_model, tmp_path_factory.mktemp("engines"))

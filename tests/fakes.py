@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
+
+import pytest
 
 from edgeomni import Session, TurnEnd
 from edgeomni.bundle import Component, GraphEntry, Manifest, Port, describe_files, write_manifest
@@ -109,3 +113,32 @@ def ended(events: Iterable[Any]) -> TurnEnd:
     *_, end = events
     assert isinstance(end, TurnEnd)
     return end
+
+
+class Clock:
+    """A clock that moves only when it is told to, in place of `perf_counter` in every edgeomni module."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        modules = [m for name, m in list(sys.modules.items()) if name.startswith("edgeomni")]
+        for module in modules:
+            if getattr(module, "perf_counter", None) is perf_counter:
+                monkeypatch.setattr(module, "perf_counter", self)
+
+    def slow(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seconds: float) -> None:
+        """From now on each call of owner.name takes that long."""
+        original = getattr(owner, name)
+
+        def timed(*args: Any, **how: Any) -> Any:
+            self.advance(seconds)
+            return original(*args, **how)
+
+        monkeypatch.setattr(owner, name, timed)

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from edgeomni.errors import SpecError
 from edgeomni.spec import CodecSpec, OmniSpec, TokenLayout
-from edgeomni.tokens import codes_to_frames, delay, frames_to_codes, shift_audio, undelay
+from edgeomni.tokens import (
+    audio_constant,
+    codes_to_frames,
+    complete_frames,
+    delay,
+    frames_to_codes,
+    shift_audio,
+    undelay,
+)
 
 MINI_OMNI = TokenLayout(152000, 4160, 4096, 7)
 SNAC_24K = CodecSpec("snac", 24000, 4096, (4, 2, 1), 512)
@@ -50,6 +58,45 @@ def test_delay_and_codes_undo_themselves(frames: int, strides: tuple[int, ...]) 
     ids = np.random.default_rng(frames).integers(0, 4096, (frames, codec.streams))
     np.testing.assert_array_equal(codes_to_frames(frames_to_codes(ids, codec), codec), ids)
     np.testing.assert_array_equal(undelay(delay(ids, pad=4097)), ids)
+
+
+def test_shifting_keeps_the_other_axes() -> None:
+    layout = TokenLayout(100, 18, 10, 3, 8)
+    shifted = shift_audio(layout, np.array([[0, 1], [0, 1], [9, 17]]))
+    assert shifted.tolist() == [[100, 101], [118, 119], [145, 153]] and shifted.dtype == np.int32
+    assert audio_constant(layout, 11).tolist() == [[111], [129], [147]]
+    constant = audio_constant(layout, 0, 2)
+    assert constant.tolist() == [[100, 100], [118, 118], [136, 136]] and constant.dtype == np.int32
+    assert audio_constant(layout, 0, 0).shape == (3, 0)
+
+
+def test_the_delay_pattern_written_out() -> None:
+    """Codec frames [a, b, c], [d, e, f]: stream 0 starts one frame late, stream 2 three."""
+    a, b, c, d, e, f, x = 1, 2, 3, 4, 5, 6, 99
+    streams = [[x, a, d, x, x], [x, x, b, e, x], [x, x, x, c, f]]
+    frames = np.array([[a, b, c], [d, e, f]])
+    assert delay(frames, x).tolist() == streams
+    assert delay(frames, x, 6).tolist() == [[*row, x] for row in streams]
+    assert delay(frames, x, 4).tolist() == [row[:4] for row in streams]
+    assert undelay(np.array(streams)).tolist() == frames.tolist()
+    assert undelay(np.array(streams)).dtype == delay(frames, x).dtype == np.int64
+    assert undelay(np.array(streams)[:, :4]).tolist() == [[a, b, c]]
+    for short in range(4):
+        assert undelay(np.array(streams)[:, :short]).shape == (0, 3)
+
+
+def test_complete_codec_frames() -> None:
+    assert [complete_frames(n, 7) for n in (0, 6, 7, 8, 20)] == [0, 0, 0, 1, 13]
+
+
+def test_codes_by_level_written_out() -> None:
+    """Two frames of strides 4, 2, 1; the tree of a frame is walked depth first."""
+    frames = np.arange(14).reshape(2, 7)
+    codes = frames_to_codes(frames, SNAC_24K)
+    assert [level.tolist() for level in codes] == [[0, 7], [1, 4, 8, 11], [2, 3, 5, 6, 9, 10, 12, 13]]
+    assert all(level.dtype == np.int64 and level.flags.c_contiguous for level in codes)
+    assert codes_to_frames(codes, SNAC_24K).tolist() == frames.tolist()
+    assert [level.shape for level in frames_to_codes(frames[:0], SNAC_24K)] == [(0,)] * 3
 
 
 def test_spec_survives_json_and_names_what_is_wrong() -> None:

@@ -68,9 +68,9 @@ class FakeHidden:
 class FakeLanguageModel(ParallelHeads[FakeHidden]):
     """`frames` scripts the answer: each an audio id per stream, then the text id, unshifted.
 
-    As on a real engine, rows, capacity and the order of calls are checked (EngineError). Audio is scripted for row 0
-    and text for the last active row; every other row answers with ids that are shifted by one, so that a caller who
-    asks the wrong row notices.
+    As on a real engine, ids, features, rows, capacity and the order of calls are checked (EngineError). Audio is
+    scripted for row 0 and text for the last active row; every other row answers with ids that are shifted by one, so
+    that a caller who asks the wrong row notices.
     """
 
     def __init__(self, spec: OmniSpec, frames: Sequence[Sequence[int]]) -> None:
@@ -91,12 +91,25 @@ class FakeLanguageModel(ParallelHeads[FakeHidden]):
         _demand(rows == state.rows, f"{rows} rows fed, {state.rows} active")
         _demand(streams == self.spec.layout.streams + 1 and frames > 0, f"ids of shape {ids.shape}")
         _demand(state.length + frames <= state.max_frames, f"{state.length} + {frames} of {state.max_frames} frames")
+        self._demand_ids(ids)
         for segment in features:
             _demand(segment.start >= 0 and segment.stop <= frames, f"features {segment.start} to {segment.stop}")
+            shape, width = segment.values.shape, self.spec.body.width
+            _demand(len(shape) == 2 and shape[0] > 0 and shape[1] == width, f"features of shape {shape}")
         state.fed.append(ids)
         state.features.append(list(features))
         state.length += frames
         return FakeHidden(state, rows)
+
+    def _demand_ids(self, ids: I32) -> None:
+        """Every stream's ids lie in its own block of the joint vocabulary."""
+        layout = self.spec.layout
+        _demand(ids.dtype == np.int32 and ids.flags.c_contiguous, f"ids are {ids.dtype}, or not contiguous")
+        blocks = [(layout.shift(k), layout.audio_vocab) for k in range(layout.streams)] + [(0, layout.text_vocab)]
+        for stream, (first, size) in enumerate(blocks):
+            given = ids[:, stream]
+            inside = (given >= first) & (given < first + size)
+            _demand(bool(inside.all()), f"stream {stream} was fed {given[~inside][:3]}, its block is {first} + {size}")
 
     def fork(self, state: FakeState) -> None:
         _demand(state.rows == 1 and state.max_rows == 2 and state.length > 0, "fork needs one prefilled row of two")
@@ -130,31 +143,64 @@ class FakeLanguageModel(ParallelHeads[FakeHidden]):
         return logits
 
 
-def _demand(condition: bool, what: str) -> None:
+def _demand(condition: bool, what: str, part: str = "LLM") -> None:
     if not condition:
-        raise EngineError(f"the fake LLM was used wrongly: {what}")
+        raise EngineError(f"the fake {part} was used wrongly: {what}")
+
+
+@dataclass(eq=False)
+class FakeStream:
+    """One answer's codec state: the means still held back, how much came, and whether `last` was said."""
+
+    held: list[float] = field(default_factory=list)
+    pushes: int = 0
+    ended: bool = False
 
 
 class FakeCodec:
-    """Holds one codec frame back, as a non-causal codec does."""
+    """Holds one codec frame back, as a non-causal codec does. Checks the rules of a push and its ids (EngineError)."""
 
     def __init__(self, spec: OmniSpec, first_push: int = 3, push_multiple: int = 1) -> None:
         self.spec, self.first_push, self.push_multiple = spec.codec, first_push, push_multiple
         self.pushes: list[int] = []
+        """Codec frames of each push."""
+        self.codes: list[list[I64]] = [[] for _ in spec.codec.vq_strides]
+        """All ids pushed, per level a list of arrays."""
+        self.lasts: list[bool] = []
+        self.seeds: list[int | None] = []
 
-    def open(self, noise_seed: int | None = None) -> list[float]:
-        return []
+    def open(self, noise_seed: int | None = None) -> FakeStream:
+        self.seeds.append(noise_seed)
+        return FakeStream()
 
-    def decode(self, codes: Sequence[I64], state: list[float], last: bool) -> F32:
+    def decode(self, codes: Sequence[I64], state: FakeStream, last: bool) -> F32:
         n = len(codes[0]) // self.spec.ids_per_level[0]
+        self._demand_push(codes, n, state, last)
         self.pushes.append(n)
+        self.lasts.append(last)
+        for level, ids in zip(self.codes, codes, strict=True):
+            level.append(ids)
         levels = zip(codes, self.spec.ids_per_level, strict=True)
         per_frame = np.concatenate([c.reshape(n, per) for c, per in levels], axis=1)
-        state.extend(per_frame.mean(1).tolist())
-        ready = len(state) if last else max(0, len(state) - 1)
-        out = np.repeat(np.array(state[:ready], np.float32), self.spec.frame_samples)
-        del state[:ready]
+        state.held.extend(per_frame.mean(1).tolist())
+        state.pushes, state.ended = state.pushes + 1, last
+        ready = len(state.held) if last else max(0, len(state.held) - 1)
+        out = np.repeat(np.array(state.held[:ready], np.float32), self.spec.frame_samples)
+        del state.held[:ready]
         return out
+
+    def _demand_push(self, codes: Sequence[I64], frames: int, state: FakeStream, last: bool) -> None:
+        expected = [frames * n for n in self.spec.ids_per_level]
+        _demand([len(c) for c in codes] == expected, f"{[len(c) for c in codes]} ids per level", "codec")
+        for ids in codes:
+            inside = ((ids >= 0) & (ids < self.spec.codebook_size)).all()
+            _demand(ids.dtype == np.int64 and bool(inside), f"ids {ids[:8]}", "codec")
+        _demand(not state.ended, "a push after the last one", "codec")
+        if last:
+            _demand(frames > 0 or state.pushes > 0, "the end of a stream that never began", "codec")
+        else:
+            _demand(frames > 0 and frames % self.push_multiple == 0, f"a push of {frames} frames", "codec")
+            _demand(state.pushes > 0 or frames >= self.first_push, f"a first push of {frames} frames", "codec")
 
     def close(self) -> None:
         pass

@@ -83,13 +83,13 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
     def forward(
         self, ids: I32, features: Sequence[Features], state: OrtState, interrupt: Interrupt | None = None
     ) -> OrtHidden:
-        """See components.LanguageModel. Raises EngineError for a full cache or ids without a row."""
-        embeds = self.embed(ids, features)
-        rows, frames, _ = embeds.shape
+        """See components.LanguageModel. Raises EngineError for a full state and for ids or features that do not fit."""
+        rows, _, frames = ids.shape
         if rows != state.rows or not frames:
             raise EngineError(f"ids have {rows} row(s) of {frames} frames, but {state.rows} row(s) are active")
         if state.length + frames > state.capacity:
             raise EngineError(f"the cache holds {state.capacity} frames; {state.length} + {frames} are too many")
+        embeds = self.embed(ids, features)
         at_once = _PREFILL_FRAMES if rows == 1 else 1  # behind cached frames the operator takes several of one row only
         for i in range(0, frames, at_once):
             hidden = self._append(embeds[:, i : i + at_once], state, interrupt)

@@ -51,12 +51,16 @@ class TorchLanguageModel(ParallelHeads[TorchHidden]):
     def forward(
         self, ids: I32, features: Sequence[Features], state: TorchState, interrupt: Interrupt | None = None
     ) -> TorchHidden:
-        """See components.LanguageModel. torch finishes a call under way, whatever `interrupt` says meanwhile."""
+        """See components.LanguageModel. torch finishes a call under way, whatever `interrupt` says meanwhile.
+
+        Raises EngineError for a full state and for ids or features that do not fit.
+        """
         model, cache, frames = self._model, state.cache, ids.shape[-1]
         if len(ids) != state.rows:
             raise EngineError(f"{len(ids)} rows of ids for a state with {state.rows} active")
         if cache.length + frames > cache.max_frames:
             raise EngineError(f"{cache.length} + {frames} frames exceed the {cache.max_frames} of this state")
+        _check_fit(ids, features, model.spec.layout.joint_vocab)
         with torch.inference_mode():
             given = [(f.start, torch.from_numpy(f.values).to(model.device)) for f in features]
             out = model.body_out(model.embed(torch.from_numpy(ids).to(model.device), given), cache)
@@ -90,6 +94,20 @@ class TorchLanguageModel(ParallelHeads[TorchHidden]):
 
     def close(self) -> None:
         """Nothing is held beyond the model."""
+
+
+def _check_fit(ids: I32, features: Sequence[Features], rows: int) -> None:
+    """Raises EngineError where ids [B, K+1, t] have no row among the embedding's, or features no position."""
+    frames = ids.shape[-1]
+    if not frames:
+        raise EngineError("ids of no frames: give at least one")
+    if (missing := (ids < 0) | (ids >= rows)).any():
+        raise EngineError(f"id {ids[missing][0]} has no row among the {rows} of the embedding; check the ids")
+    for segment in features:
+        if segment.start < 0 or segment.stop > frames:
+            raise EngineError(
+                f"features for positions {segment.start} to {segment.stop} do not fit {frames} positions of ids"
+            )
 
 
 def to_numpy(tensor: Tensor) -> F32:

@@ -1,0 +1,72 @@
+"""The engines that run here on one tiny model, and random input for them: what their contract tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import script
+
+from edgeomni.components import Components, Features
+from edgeomni.exporters import load
+from edgeomni.model.omni import OmniModel
+from edgeomni.runtimes import fake
+from edgeomni.runtimes.onnxruntime.codec import OrtCodec
+from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
+from edgeomni.runtimes.onnxruntime.llm import OrtLanguageModel
+from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
+from edgeomni.runtimes.torch import components_of
+
+ENGINES = ["torch", "ort", "portable"]
+WITH_FAKE = [*ENGINES, "fake"]
+
+
+def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
+    """Each engine's components by name; exports go to `root`."""
+    return {
+        "torch": components_of(model),
+        "ort": exported(model, root / "ort", "ort"),
+        "portable": exported(model, root / "portable", "portable"),
+        "fake": fake.components(model.spec, script(model.spec, 60)),
+    }
+
+
+def exported(model: OmniModel, out: Path, flavour: str) -> Components:
+    def opened(name: str, adapter: Any) -> Any:
+        component = load("onnx").export(model, name, out, "fp32", flavour=flavour)
+        return adapter(out, component, model.spec, SessionFactory(1))
+
+    return Components(opened("encoder", OrtEncoder), opened("llm", OrtLanguageModel), opened("codec", OrtCodec))
+
+
+def every(part: str, engines: Sequence[str] = ENGINES) -> Any:
+    """Parametrizes a test over engines, through the fixture of that component's name."""
+    return pytest.mark.parametrize(part, engines, indirect=True)
+
+
+def random_ids(model: OmniModel, frames: int, seed: int = 0, rows: int = 1) -> np.ndarray:
+    rng, layout = np.random.default_rng(seed), model.spec.layout
+    audio = [rng.integers(0, layout.audio_vocab, (rows, frames)) + layout.shift(k) for k in range(layout.streams)]
+    return np.stack([*audio, rng.integers(0, layout.text_vocab, (rows, frames))], 1).astype(np.int32)
+
+
+def random_features(model: OmniModel, count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, model.spec.body.width)).astype(np.float32)
+
+
+def truth(model: OmniModel, ids: np.ndarray, features: Sequence[Features] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Text logits [T, text_vocab] and audio logits [T, K, audio_vocab] of one row, all positions at once."""
+    given = [(f.start, torch.from_numpy(f.values)) for f in features]
+    with torch.no_grad():
+        text, audio = model(torch.from_numpy(ids).long(), given)
+    return text[0].numpy(), audio[0].numpy()
+
+
+def matches(llm: Any, hidden: Any, row: int, expected: tuple[np.ndarray, np.ndarray], at: int = -1) -> None:
+    """The hidden's logits of that row are those of position `at` of the truth."""
+    np.testing.assert_allclose(llm.text_logits(hidden, row), expected[0][at], atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(llm.audio_logits(hidden, row), expected[1][at], atol=1e-4, rtol=1e-4)
