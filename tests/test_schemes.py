@@ -10,12 +10,13 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from edgeomni.exporters.onnx.graph import FLOAT, Graph
-from edgeomni.exporters.onnx.kernels import PortableKernels
+from edgeomni.exporters.onnx.operators import FusedOperators, PortableOperators
 from edgeomni.quantize.schemes import Scheme, dequantize, parse, quantize, signed_codes
 
 BLOCKED = [Scheme(kind, block) for kind in ("int4", "int8") for block in (16, 32, 64, 128)]
 SIGNED = [Scheme(s.kind, s.block, signed=True) for s in BLOCKED]
 N, K = 24, 256
+BITS = {"int4": 4, "int8": 8}
 
 
 def weight(n: int = N, k: int = K, seed: int = 0) -> np.ndarray:
@@ -32,8 +33,8 @@ def run(graph: Graph, path: Path, x: np.ndarray) -> np.ndarray:
 def test_codes_and_scales_are_onnx_runtimes(scheme: Scheme) -> None:
     w = weight()
     blocks = K // scheme.block
-    codes = np.zeros((N, blocks, scheme.block * scheme.bits // 8), np.uint8)
-    scales, points = np.zeros(N * blocks, np.float32), np.zeros(N * ((blocks * scheme.bits + 7) // 8), np.uint8)
+    codes = np.zeros((N, blocks, scheme.block * BITS[scheme.kind] // 8), np.uint8)
+    scales, points = np.zeros(N * blocks, np.float32), np.zeros(N * ((blocks * BITS[scheme.kind] + 7) // 8), np.uint8)
     pack = native.quantize_matmul_4bits if scheme.bits == 4 else native.quantize_matmul_8bits
     pack(codes, np.ascontiguousarray(w.T), scales, points, scheme.block, N, K, True)
     ours = quantize(w, scheme)
@@ -60,7 +61,7 @@ def test_unpacking_is_within_half_a_step(scheme: Scheme, k: int) -> None:
 def test_signed_schemes_have_positive_scales_and_symmetric_codes(scheme: Scheme) -> None:
     packed = quantize(weight(), scheme)
     codes = signed_codes(packed)
-    most = (1 << (scheme.bits - 1)) - 1
+    most = (1 << (BITS[scheme.kind] - 1)) - 1
     assert packed.scales is not None and (packed.scales > 0).all()
     assert codes.dtype == np.int8 and codes.min() >= -most and codes.max() == most
     np.testing.assert_array_equal(codes * np.repeat(packed.scales, scheme.block, 1), dequantize(packed))
@@ -99,7 +100,7 @@ def test_dequantize_linear_gives_our_weights(scheme: Scheme, k: int, tmp_path: P
     graph = Graph("portable", opset=24)
     x = graph.input("x", FLOAT, ["B", k])
     packed = quantize(weight(k=k), scheme)
-    graph.output("y", FLOAT, ["B", N], PortableKernels(graph, 0.0).linear(x, "w", packed))
+    graph.output("y", FLOAT, ["B", N], PortableOperators(graph).linear(x, "w", packed))
     y = run(graph, tmp_path / "g.onnx", np.eye(k, dtype=np.float32))
     np.testing.assert_allclose(y, dequantize(packed).T, atol=1e-6)
 
@@ -109,7 +110,7 @@ def test_matmul_n_bits_computes_with_our_weights(scheme: Scheme, tmp_path: Path)
     graph = Graph("fused")
     x = graph.input("x", FLOAT, ["B", K])
     packed = quantize(weight(), scheme)
-    graph.output("y", FLOAT, ["B", N], graph.linear(x, "w", packed))
+    graph.output("y", FLOAT, ["B", N], FusedOperators(graph).linear(x, "w", packed))
     given = np.random.default_rng(1).standard_normal((3, K)).astype(np.float32)
     y, exact = run(graph, tmp_path / "g.onnx", given), given @ dequantize(packed).T
     # The kernel rounds each block of activations to 8 bits.
