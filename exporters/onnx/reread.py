@@ -30,26 +30,33 @@ if TYPE_CHECKING:
 
 _HEADS: dict[str, Part] = {"text_head": "text", "audio_head": "audio"}
 Bytes = NDArray[np.uint8]
+_Place = tuple[Path, int]
 
 
 def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
     """Names "role:tensor" of a component's stored tensors that differ from what `model`'s weights give.
 
     The rows of an embedding table are named "embedding_text:codes" and so on; they are read where the component's meta
-    says that they lie, also where that is inside a head's file. Constants that come from no weight (shapes, axes) are
-    not compared. Raises OSError for files that are not there.
+    says that they lie. Bytes that are a head's as well are named once, by the head. Constants that come from no weight
+    (shapes, axes) are not compared. Raises OSError for files that are not there.
     """
     wanted = _codec_bytes(model, component) if component.name == "codec" else _expected(model, component).bytes_of
-    wrong = []
+    wrong, named = [], set[_Place | None]()
     for role, graph in component.graphs.items():
-        for name, found in tensors(root / graph["path"]):
+        for name, place, found in _stored(root / graph["path"]):
             layouts = wanted(name)
             if layouts is not None and not any(np.array_equal(found, layout) for layout in layouts):
                 wrong.append(f"{role}:{name}")
+                named.add(place)
     for part in PARTS:
         if table := component.meta.get("tables", {}).get(part):
-            wrong += [f"embedding_{part}:{field}" for field in _altered_table(model, root, part, table)]
+            fields = _altered_table(model, root, part, table)
+            wrong += [f"embedding_{part}:{f}" for f in fields if _place_of(root, table, f) not in named]
     return wrong
+
+
+def _place_of(root: Path, table: Mapping[str, Any], field: str) -> _Place:
+    return root / table["file"], int(table[field]["offset"])
 
 
 def _expected(model: OmniModel, component: Component) -> _Expected:
@@ -66,13 +73,19 @@ def _codec_bytes(model: OmniModel, component: Component) -> Callable[[str], list
 
 def tensors(path: Path) -> Iterator[tuple[str, Bytes]]:
     """Every initializer of an ONNX file with its raw bytes, read back from disk."""
+    return ((name, found) for name, _, found in _stored(path))
+
+
+def _stored(path: Path) -> Iterator[tuple[str, _Place | None, Bytes]]:
+    """Name, file and offset (None: in the graph itself), and raw bytes of every initializer."""
     for tensor in onnx.load(path, load_external_data=False).graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            place = {e.key: e.value for e in tensor.external_data}
-            yield tensor.name, _read(path.with_name(place["location"]), int(place["offset"]), int(place["length"]))
+            entries = {e.key: e.value for e in tensor.external_data}
+            place = path.with_name(entries["location"]), int(entries["offset"])
+            yield tensor.name, place, _read(*place, int(entries["length"]))
         else:
             inline = np.frombuffer(tensor.raw_data, np.uint8)
-            yield tensor.name, inline if len(inline) else _raw(numpy_helper.to_array(tensor))
+            yield tensor.name, None, inline if len(inline) else _raw(numpy_helper.to_array(tensor))
 
 
 class _Expected:
@@ -129,11 +142,8 @@ def _altered_table(model: OmniModel, root: Path, part: Part, table: Mapping[str,
     wanted = {"codes": _codes(packed)[0] if signed else _raw(packed.data)}
     if packed.scales is not None:
         wanted["scales"] = _raw(packed.scales)
-    return [
-        field
-        for field, right in wanted.items()
-        if not np.array_equal(_read(root / table["file"], table[field]["offset"], right.nbytes), right)
-    ]
+    found = {field: _read(*_place_of(root, table, field), right.nbytes) for field, right in wanted.items()}
+    return [field for field, right in wanted.items() if not np.array_equal(found[field], right)]
 
 
 def _read(path: Path, offset: int, length: int) -> Bytes:
