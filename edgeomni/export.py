@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import exporters
 from .bundle import MANIFEST, Bundle, Component, Manifest, describe_files, is_bundle, write_manifest
 from .engines import COMPONENTS, FORMATS
 from .errors import ExportError, UsageError
@@ -37,8 +39,7 @@ def export_bundle(
     *,
     precision: str = "int4",
     formats: Mapping[str, str] | None = None,
-    flavour: str = "ort",
-    block: int | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     gate: GateOptions | None = None,
     force: bool = False,
     threads: int | None = None,
@@ -47,27 +48,29 @@ def export_bundle(
 ) -> Bundle:
     """Exports a checkpoint directory (or a model in memory) to the bundle directory `out`.
 
-    `precision` fills the components that `formats` ({"encoder": "onnx:int8"}) does not name. `progress` is told
-    each step, `on_gate` gets the gate's figures whether they pass or not. Raises UsageError for names and paths
-    that make no sense, CheckpointError, ExportError (also for a full disk), and GateError when a figure is missed;
-    then, as after Ctrl-C, nothing of the export stays on disk and an older bundle is as it was.
+    `precision` fills the components that `formats` ({"encoder": "onnx:int8"}) does not name. `options` are the formats'
+    own options, by format ({"onnx": {"flavour": "portable", "block": 32}}). `progress` is told each step, `on_gate`
+    gets the gate's figures whether they pass or not. Raises UsageError for names and paths that make no sense,
+    CheckpointError, ExportError (also for a full disk), and GateError when a figure is missed; then, as after Ctrl-C,
+    nothing of the export stays on disk and an older bundle is as it was.
     """
-    options = gate or GateOptions()
+    limits = gate or GateOptions()
     target = _checked_target(source, out, force)
-    wanted = choices(precision, formats or {}, block)
+    wanted = choices(precision, formats or {}, options)
+    own = _own_options((format_ for format_, _ in wanted.values()), options or {})
     progress("load checkpoint")
     model = _loaded(source)
     with _staged(target, force) as stage:
         components: dict[str, Component] = {}
         for name in COMPONENTS:
             progress(f"export {name} ({':'.join(wanted[name])})")
-            components[name] = _exported(model, name, stage, wanted[name], flavour, block)
-        manifest = _manifest(model, components, stage, _command(wanted, flavour, block))
+            components[name] = _exported(model, name, stage, wanted[name], own)
+        manifest = _manifest(model, components, stage, _command(wanted, own))
         staged = Bundle(stage, manifest)
-        report = judged(model, staged, options, threads, progress)
+        report = judged(model, staged, limits, threads, progress)
         manifest.gate = {**report.to_dict(), "engines": versions_of(staged)}
         on_gate(manifest.gate)
-        if options.enforce:
+        if limits.enforce:
             report.enforce()
         for figure in report.missed:
             _log.warning("gate missed, kept all the same: %s %s is %.6g", figure.part, figure.name, figure.value)
@@ -76,17 +79,20 @@ def export_bundle(
     return Bundle.open(target, hashes=False)
 
 
-def choices(precision: str, formats: Mapping[str, str], block: int | None = None) -> dict[str, tuple[str, str]]:
-    """Component -> (format, precision). Raises UsageError for a component, format or precision that is not offered."""
+def choices(
+    precision: str, formats: Mapping[str, str], options: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, tuple[str, str]]:
+    """Component -> (format, precision). Raises UsageError for a component, format, precision or option not offered."""
     if unknown := sorted(set(formats) - set(COMPONENTS)):
         raise UsageError(f"unknown component(s) {', '.join(unknown)}; known are {', '.join(COMPONENTS)}")
+    own = _own_options(FORMATS, options or {})
     out = {}
     for name, default in policy.component_precisions(precision).items():
         kind, _, chosen = formats.get(name, "onnx").partition(":")
         if kind not in FORMATS:
             raise UsageError(f"{name}: unknown format {kind!r}; known are {', '.join(FORMATS)}")
         out[name] = (kind, chosen or default)
-        policy.schemes_for(name, out[name][1], block)
+        exporters.exporter_of(kind).schemes_for(name, out[name][1], own[kind])
     return out
 
 
@@ -113,12 +119,16 @@ def _loaded(source: str | os.PathLike[str] | OmniModel) -> OmniModel:
     return checkpoints.load(source)
 
 
-def _exported(
-    model: OmniModel, name: str, stage: Path, wanted: tuple[str, str], flavour: str, block: int | None
-) -> Component:
-    from . import exporters
+def _own_options(formats: Iterable[str], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Format -> its own options: those given, and the defaults of the others. Raises UsageError for unknown ones."""
+    return {format_: exporters.options_of(format_, given.get(format_, {})) for format_ in {*formats, *given}}
 
-    component: Component = exporters.load(wanted[0]).export(model, name, stage, wanted[1], flavour=flavour, block=block)
+
+def _exported(
+    model: OmniModel, name: str, stage: Path, wanted: tuple[str, str], options: Mapping[str, Any]
+) -> Component:
+    format_, precision = wanted
+    component: Component = exporters.exporter_of(format_).export(model, name, stage, precision, options[format_])
     return component
 
 
@@ -147,11 +157,12 @@ def _untouched(model: OmniModel) -> str:
     return ""
 
 
-def _command(wanted: Mapping[str, tuple[str, str]], flavour: str, block: int | None) -> str:
-    """The command line that makes this bundle again, without this machine's paths."""
+def _command(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) -> str:
+    """The command line that makes this bundle again, without this machine's paths; options have their own names."""
     words = ["edgeomni export CHECKPOINT -o BUNDLE", *(f"--{name} {':'.join(w)}" for name, w in wanted.items())]
-    words += [f"--flavour {flavour}"] if flavour != "ort" else []
-    words += [f"--block {block}"] if block is not None else []
+    for own in (options[format_] for format_ in dict.fromkeys(w[0] for w in wanted.values())):
+        values = ((field, getattr(own, field.name)) for field in fields(own))
+        words += [f"--{field.name} {value}" for field, value in values if value != field.default]
     return " ".join(words)
 
 

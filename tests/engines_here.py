@@ -12,7 +12,7 @@ import torch
 from fakes import script
 
 from edgeomni.components import Components, Features
-from edgeomni.exporters import load
+from edgeomni.exporters import exporter_of, options_of
 from edgeomni.model.omni import OmniModel
 from edgeomni.runtimes import fake
 from edgeomni.runtimes.onnxruntime.codec import OrtCodec
@@ -37,7 +37,7 @@ def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
 
 def exported(model: OmniModel, out: Path, flavour: str) -> Components:
     def opened(name: str, adapter: Any) -> Any:
-        component = load("onnx").export(model, name, out, "fp32", flavour=flavour)
+        component = exporter_of("onnx").export(model, name, out, "fp32", options_of("onnx", {"flavour": flavour}))
         return adapter(out, component, model.spec, SessionFactory(1))
 
     return Components(opened("encoder", OrtEncoder), opened("llm", OrtLanguageModel), opened("codec", OrtCodec))

@@ -16,6 +16,7 @@ from numpy.testing import assert_allclose
 from edgeomni.arrays import F32
 from edgeomni.bundle import Component
 from edgeomni.errors import EngineError, UsageError
+from edgeomni.exporters import options_of
 from edgeomni.exporters.onnx import codec as codec_exporter
 from edgeomni.model.codec_reader import halved, read_plan
 from edgeomni.runtimes.common.streaming_codec import StreamingCodec, noise_generator
@@ -69,7 +70,9 @@ def model_of(codec: Codec, spec: CodecSpec) -> Any:
 
 def exported(codec: Codec, spec: CodecSpec, root: Path, precision: str = "fp32", flavour: str = "ort") -> Component:
     (root / "codec").mkdir()
-    return codec_exporter.export(model_of(codec, spec), root / "codec", root, precision, flavour, None)
+    return codec_exporter.export(
+        model_of(codec, spec), root / "codec", root, precision, options_of("onnx", {"flavour": flavour})
+    )
 
 
 def noise_for(decoder: StreamingCodec, frames: int, seed: int) -> list[F32]:

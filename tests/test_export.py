@@ -48,7 +48,7 @@ def test_every_precision_passes_its_gate(bundles: dict[str, Bundle], precision: 
 
 @pytest.mark.parametrize("precision", ["int4", "int8"])
 def test_the_portable_flavour_passes_too(tiny_model: Any, tmp_path: Path, precision: str) -> None:
-    gate = exported(tiny_model, tmp_path / "out", precision, flavour="portable").manifest.gate
+    gate = exported(tiny_model, tmp_path / "out", precision, options={"onnx": {"flavour": "portable"}}).manifest.gate
     assert gate["passed"] is True
     assert "llm.excess" not in gate["fidelity"]  # what rounds activations there is the engine's affair
 

@@ -28,9 +28,8 @@ def exported(root: Path, encoder: str, llm: str, codec: str, precision: str, fla
     model = checkpoints.compose(
         encoder, str(parts.llm(root / "llm", llm)), str(CODECS[codec](root / "codec")), adapter="linear"
     )
-    return export_bundle(
-        model, root / "out", precision=precision, flavour=flavour, threads=1, block=32, gate=GateOptions()
-    )
+    options = {"onnx": {"flavour": flavour, "block": 32}}
+    return export_bundle(model, root / "out", precision=precision, options=options, threads=1, gate=GateOptions())
 
 
 @pytest.mark.parametrize("codec", CODECS)

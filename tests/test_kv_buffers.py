@@ -16,7 +16,7 @@ from engines_here import random_features, random_ids
 
 from edgeomni.components import Features
 from edgeomni.errors import EngineError
-from edgeomni.exporters import load
+from edgeomni.exporters import exporter_of, options_of
 from edgeomni.model.omni import OmniModel, fill, skeleton
 from edgeomni.model.presets import draw
 from edgeomni.model.tensors import shapes_of
@@ -38,7 +38,7 @@ def model(tiny_model: OmniModel) -> OmniModel:
 @pytest.fixture(scope="module", params=["ort", "portable"])
 def loaded(model: OmniModel, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out: Path = tmp_path_factory.mktemp("llm")
-    component = load("onnx").export(model, "llm", out, "fp32", flavour=request.param)
+    component = exporter_of("onnx").export(model, "llm", out, "fp32", options_of("onnx", {"flavour": request.param}))
     return OrtLanguageModel(out, component, model.spec, SessionFactory(1))
 
 

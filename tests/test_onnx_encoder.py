@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from edgeomni.errors import EngineError, UsageError
-from edgeomni.exporters import load
-from edgeomni.exporters.onnx import imitation, reread
+from edgeomni.exporters import exporter_of, options_of
+from edgeomni.exporters.onnx import OnnxOptions, imitation, reread, schemes_for
 from edgeomni.gate.metrics import cosine
 from edgeomni.interrupt import Interrupt, Interrupted
 from edgeomni.model.encoders import build_adapter
-from edgeomni.quantize.policy import schemes_for
 from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 from edgeomni.spec import AdapterSpec, FrontEndSpec, OmniSpec
@@ -30,7 +29,7 @@ def mel_of(spec: OmniSpec, t: int) -> np.ndarray:
 
 
 def exported(model: Any, out: Path, precision: str, flavour: str = "ort") -> OrtEncoder:
-    component = load("onnx").export(model, "encoder", out, precision, flavour=flavour)
+    component = exporter_of("onnx").export(model, "encoder", out, precision, options_of("onnx", {"flavour": flavour}))
     return OrtEncoder(out, component, model.spec, SessionFactory(1))
 
 
@@ -67,7 +66,7 @@ def test_reduced_export_is_close(tiny_model: Any, tmp_path: Path, flavour: str, 
 
 def test_int8_computes_what_the_stand_in_computes(tiny_model: Any, tmp_path: Path) -> None:
     """Stored weights and the kernel's activation quantization, imitated in torch, give the same features."""
-    component = load("onnx").export(tiny_model, "encoder", tmp_path, "int8")
+    component = exporter_of("onnx").export(tiny_model, "encoder", tmp_path, "int8")
     encoder = OrtEncoder(tmp_path, component, tiny_model.spec, SessionFactory(1))
     mel = mel_of(tiny_model.spec, 400)
     before = reference(tiny_model, mel)
@@ -82,7 +81,7 @@ def test_int8_computes_what_the_stand_in_computes(tiny_model: Any, tmp_path: Pat
 @pytest.mark.parametrize("n_mels", [80, 128])
 def test_other_adapters_and_mel_bands(tiny_model: Any, tmp_path: Path, adapter: AdapterSpec, n_mels: int) -> None:
     model = Variant(tiny_model, adapter, n_mels)
-    component = load("onnx").export(model, "encoder", tmp_path, "fp32")
+    component = exporter_of("onnx").export(model, "encoder", tmp_path, "fp32")
     mel = mel_of(model.spec, 60)
     got = OrtEncoder(tmp_path, component, model.spec, SessionFactory(1)).encode(mel)
     np.testing.assert_allclose(got, reference(model, mel), atol=1e-4)
@@ -111,7 +110,7 @@ class Variant(torch.nn.Module):
 
 def test_every_stored_tensor_is_accounted_for(tiny_model: Any, tmp_path: Path) -> None:
     for precision in ("fp32", "fp16", "int8"):
-        component = load("onnx").export(tiny_model, "encoder", tmp_path / precision, precision)
+        component = exporter_of("onnx").export(tiny_model, "encoder", tmp_path / precision, precision)
         path = tmp_path / precision / component.graphs["encoder"].path
         expected = reread._Expected(tiny_model, schemes_for("encoder", precision))
         unknown = [n for n, found in reread.tensors(path) if found.nbytes > 64 and not expected.bytes_of(n)]
@@ -120,12 +119,12 @@ def test_every_stored_tensor_is_accounted_for(tiny_model: Any, tmp_path: Path) -
 
 
 def test_exporting_twice_gives_the_same_bytes(tiny_model: Any, tmp_path: Path) -> None:
-    first, second = (load("onnx").export(tiny_model, "encoder", tmp_path / n, "int8") for n in ("a", "b"))
+    first, second = (exporter_of("onnx").export(tiny_model, "encoder", tmp_path / n, "int8") for n in ("a", "b"))
     assert first.files == second.files
 
 
 def test_portable_flavour_uses_standard_operators_only(tiny_model: Any, tmp_path: Path) -> None:
-    component = load("onnx").export(tiny_model, "encoder", tmp_path, "int8", flavour="portable")
+    component = exporter_of("onnx").export(tiny_model, "encoder", tmp_path, "int8", OnnxOptions("portable"))
     model = onnx.load(tmp_path / component.graphs["encoder"].path)
     assert {node.domain for node in model.graph.node} == {""}
     onnx.checker.check_model(model)
@@ -141,14 +140,14 @@ def test_other_shapes_are_refused_by_name(tiny_model: Any, tmp_path: Path, shape
 @pytest.mark.parametrize("arguments", [("encoder", "int4"), ("encoder", "int5"), ("brain", "fp32")])
 def test_what_is_not_offered_is_a_usage_error(tiny_model: Any, tmp_path: Path, arguments: tuple[str, str]) -> None:
     with pytest.raises(UsageError):
-        load("onnx").export(tiny_model, arguments[0], tmp_path, arguments[1])
+        exporter_of("onnx").export(tiny_model, arguments[0], tmp_path, arguments[1])
 
 
 def test_unknown_format_and_flavour(tiny_model: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="known are onnx"):
-        load("abacus")
+        exporter_of("abacus")
     with pytest.raises(UsageError, match="ort and portable"):
-        load("onnx").export(tiny_model, "encoder", tmp_path, "fp32", flavour="other")
+        exporter_of("onnx").export(tiny_model, "encoder", tmp_path, "fp32", OnnxOptions("other"))  # type: ignore[arg-type]
 
 
 def test_an_interrupted_run_ends_and_leaves_the_encoder_usable(tiny_model: Any, tmp_path: Path) -> None:

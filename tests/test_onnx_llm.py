@@ -16,10 +16,11 @@ from transformers import AutoModel, LlamaConfig, PreTrainedConfig, Qwen2Config, 
 from edgeomni.bundle import Component
 from edgeomni.components import Features
 from edgeomni.errors import BundleError, EngineError
-from edgeomni.exporters import load
+from edgeomni.exporters import exporter_of, options_of
+from edgeomni.exporters.onnx import schemes_for
 from edgeomni.model import bodies
 from edgeomni.model.omni import OmniModel
-from edgeomni.quantize.policy import scheme_of, schemes_for
+from edgeomni.quantize.policy import scheme_of
 from edgeomni.quantize.schemes import dequantize, quantize
 from edgeomni.runtimes.common.embedding_table import RowTable
 from edgeomni.runtimes.onnxruntime import llm as llm_module
@@ -108,7 +109,7 @@ class ExactSessions(SessionFactory):
 
 
 def exported(model: OmniModel, out: Path, precision: str, flavour: str) -> tuple[OrtLanguageModel, Component]:
-    component = load("onnx").export(model, "llm", out, precision, flavour=flavour)
+    component = exporter_of("onnx").export(model, "llm", out, precision, options_of("onnx", {"flavour": flavour}))
     return OrtLanguageModel(out, component, model.spec, ExactSessions(1)), component
 
 
@@ -189,7 +190,7 @@ def test_export_computes_with_the_dequantized_weights(
     rounded = walk(llm, ids, features, cuts)
     without_rounding(tmp_path)
     exact = walk(OrtLanguageModel(tmp_path, component, model.spec, ExactSessions(1)), ids, features, cuts)
-    schemes = schemes_for("llm", precision, signed=flavour == "portable")
+    schemes = schemes_for("llm", precision, options_of("onnx", {"flavour": flavour}))
     assert component.scheme.items() <= {group: str(scheme) for group, scheme in schemes.items()}.items()
     hold_dequantized(model, schemes)
     for part, expected in enumerate(torch_logits(model, ids, features), start=1):
@@ -265,7 +266,7 @@ def test_embedding_rows_are_the_heads_rows(
     model, _ = make(name, tiny_model)
     _, component = exported(model, tmp_path, precision, flavour)
     rows = model.embedding.weight.detach().numpy()
-    scheme = schemes_for("llm", precision, signed=flavour == "portable")["embedding"]
+    scheme = schemes_for("llm", precision, options_of("onnx", {"flavour": flavour}))["embedding"]
     split = model.spec.layout.text_vocab
     for part, expected in (("text", rows[:split]), ("audio", rows[split:])):
         table = component.meta["tables"][part]

@@ -11,6 +11,7 @@ import pytest
 
 from edgeomni.errors import EngineError
 from edgeomni.exporters.onnx.graph import FLOAT, Graph
+from edgeomni.exporters.onnx.operators import FusedOperators
 from edgeomni.quantize.schemes import Scheme, dequantize, quantize
 from edgeomni.runtimes.onnxruntime import sessions
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, optimized_ops
@@ -27,7 +28,7 @@ def linear_graph(path: Path, scheme: Scheme) -> Path:
     weight = np.random.default_rng(0).standard_normal((48, 64)).astype(np.float32)
     graph = Graph("linear")
     x = graph.input("x", FLOAT, [1, "t", 64])
-    graph.output("y", FLOAT, [1, "t", 48], graph.linear(x, "layer", quantize(weight, scheme)))
+    graph.output("y", FLOAT, [1, "t", 48], FusedOperators(graph).linear(x, "layer", quantize(weight, scheme)))
     graph.save(path)
     return path
 

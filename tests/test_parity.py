@@ -23,7 +23,7 @@ def session(request: pytest.FixtureRequest, golden: Golden, tmp_path_factory: py
     if request.param == "torch":
         return Session.open(golden.path)
     out = tmp_path_factory.mktemp("parity") / request.param
-    return Session.open(export_bundle(golden.path, out, precision="fp32", flavour=request.param))
+    return Session.open(export_bundle(golden.path, out, precision="fp32", options={"onnx": {"flavour": request.param}}))
 
 
 def events_of(session: Session, golden: Golden, task: Any, **kwargs: Any) -> list[Any]:

@@ -88,10 +88,11 @@ def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, 
     precision = how["precision"] or "int4"
     formats = profile.choices() if profile and not how["precision"] else dict.fromkeys(COMPONENTS, how["target"])
     formats.update({name: how[name] for name in COMPONENTS if how[name]})
-    choices(precision, formats, how["block"])
+    own = {"onnx": {k: how[k] for k in ("flavour", "block")}}
+    choices(precision, formats, own)
     gate = GateOptions(dict(parse_limit(text) for text in how["gate"]), enforce=not how["no_gate"])
-    same = {k: how[k] for k in ("flavour", "block", "threads", "force")}
-    return {**same, "precision": precision, "formats": formats, "gate": gate}
+    same = {k: how[k] for k in ("threads", "force")}
+    return {**same, "precision": precision, "formats": formats, "options": own, "gate": gate}
 
 
 def _show(gate: dict[str, Any]) -> None:

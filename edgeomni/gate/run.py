@@ -89,7 +89,7 @@ def _reread(model: OmniModel, bundle: Bundle) -> figures.Measured:
 def _altered(model: OmniModel, component: Component, bundle: Bundle) -> list[str]:
     """Files that are not what the exporter wrote; else stored tensors that are not what the checkpoint gives."""
     files = [entry.path for entry in component.files if sha256(bundle.file(entry.path)) != entry.sha256]
-    return files or list(exporters.load(component.format).altered(model, component, bundle.path))
+    return files or list(exporters.exporter_of(component.format).altered(model, component, bundle.path))
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def _sides(model: OmniModel, bundle: Bundle, options: OpenOptions) -> Iterator[f
     llm = bundle.manifest.components["llm"]
     exact = runtimes.runtime_of(runtimes.chosen_engine(bundle, "llm")).open_exact(bundle, "llm", options)
     exported = runtimes.open_components(bundle, options)
-    rounds = exporters.load(llm.format).rounds_inputs(llm)
+    rounds = exporters.exporter_of(llm.format).rounds_inputs(llm)
     try:
         yield figures.Sides(model.spec, _torch_side(model, bundle), exported, exact, rounds)
     finally:
@@ -115,9 +115,9 @@ def _torch_side(model: OmniModel, bundle: Bundle) -> figures.TorchSide:
 
     def exported(name: str, *, exact: bool = False) -> figures.Context:
         component = parts[name]
-        return lambda: exporters.load(component.format).as_exported(model, component, exact=exact)
+        return lambda: exporters.exporter_of(component.format).as_exported(model, component, exact=exact)
 
-    schemes = exporters.load(parts["llm"].format).schemes_of(parts["llm"])
+    schemes = exporters.exporter_of(parts["llm"].format).stored_schemes(parts["llm"])
     return figures.TorchSide(
         encoder=TorchEncoder(model),
         llm=TorchLanguageModel(model),
@@ -136,7 +136,7 @@ def _stored_decode(model: OmniModel, codec: Component) -> figures.Decode:
     from ..model.fake_quant import offline_codec
     from ..runtimes.torch import TorchCodec
 
-    plan = exporters.load(codec.format).codec_as_exported(model, codec)
+    plan = exporters.exporter_of(codec.format).codec_as_exported(model, codec)
     if plan is None:
         return offline_codec(model)
     decoder = TorchCodec(model, plan)

@@ -1,6 +1,6 @@
 """Torch components -> ONNX graphs with external data, each by the builder of its kind.
 
-See edgeomni/exporters/__init__.py for what these functions promise. torch and onnx are imported when one is called.
+See edgeomni/exporters/__init__.py for what these names promise. torch and onnx are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -9,38 +9,49 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from edgeomni.bundle import Component
-from edgeomni.errors import UsageError
+from edgeomni.exporters.onnx.options import OnnxOptions
+from edgeomni.exporters.onnx.precisions import PRECISIONS, schemes_for
+from edgeomni.quantize.policy import groups_of
 
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
 
-Flavour = Literal["ort", "portable"]
+__all__ = [
+    "PRECISIONS",
+    "OnnxOptions",
+    "Options",
+    "altered",
+    "as_exported",
+    "codec_as_exported",
+    "export",
+    "rounds_inputs",
+    "schemes_for",
+    "stored_schemes",
+]
+
+Options = OnnxOptions
 
 
 def export(
-    model: OmniModel, component: str, out: Path, precision: str, *, flavour: Flavour = "ort", block: int | None = None
+    model: OmniModel, component: str, out: Path, precision: str, options: OnnxOptions | None = None
 ) -> Component:
     """Writes `component` (encoder, llm or codec) into out/<component>/ and returns its manifest entry.
 
-    `flavour` "ort" uses ONNX Runtime's fused operators, "portable" standard ones (opset 24) for other engines.
-    `block` is the block size of blocked schemes (None: the policy's). Paths in the entry are relative to `out`.
-    Raises UsageError for names that do not exist and ExportError for sizes that the operators cannot take.
+    Paths in the entry are relative to `out`. Raises UsageError for names that do not exist, and OSError for a
+    directory that cannot be written.
     """
-    if component not in ("encoder", "llm", "codec"):
-        raise UsageError(f"unknown component {component!r}; known are encoder, llm, codec")
-    if flavour not in ("ort", "portable"):
-        raise UsageError(f"unknown ONNX flavour {flavour!r}; known are ort and portable")
+    groups_of(component)  # refuses an unknown name before a directory of that name is made
     directory = out / component
     directory.mkdir(parents=True, exist_ok=True)
     builder = import_module(f".{component}", __package__)
-    return cast(Component, builder.export(model, directory, out, precision, flavour, block))
+    return cast(Component, builder.export(model, directory, out, precision, options or OnnxOptions()))
 
 
 def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
-    """Names of stored tensors that differ from what quantizing `model`'s weights gives."""
+    """Names of the component's stored tensors under `root` that differ from what quantizing `model`'s weights gives."""
     from edgeomni.exporters.onnx import reread
 
     return reread.altered(model, component, root)
@@ -67,8 +78,8 @@ def codec_as_exported(model: OmniModel, component: Component) -> Any:
     return imitation.codec_as_exported(model, component)
 
 
-def schemes_of(component: Component) -> Mapping[str, Any]:
+def stored_schemes(component: Component) -> Mapping[str, Any]:
     """Tensor group -> Scheme, as the manifest states them."""
     from edgeomni.exporters.onnx import imitation
 
-    return imitation.schemes_of(component)
+    return imitation.stored_schemes(component)

@@ -6,12 +6,15 @@ values into the cache [B, kv_heads, M, head_dim] behind the frames that it alrea
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from edgeomni.arrays import F32
 from edgeomni.exporters.onnx.graph import FLOAT, INT32, INT64, MS, Dim, Graph
+from edgeomni.exporters.onnx.options import Flavour
 from edgeomni.spec import BodySpec
 
 GQA_HEAD_MULTIPLE = 16
@@ -31,18 +34,31 @@ class Rope:
         return cls((np.cos(angles) * scaling).astype(np.float32), (np.sin(angles) * scaling).astype(np.float32))
 
 
-class _Cached:
+class CachedAttention(ABC):
     """Cache inputs and outputs, which both kinds have."""
 
-    name: str
+    name: ClassVar[str]
+    """What a component's meta calls this kind; it says which inputs the graph has."""
+    opset: ClassVar[int]
 
     def __init__(self, graph: Graph, body: BodySpec, rope: Rope) -> None:
         self.graph, self.body = graph, body
         self.cos, self.sin = graph.const(rope.cos, "rope.cos"), graph.const(rope.sin, "rope.sin")
 
+    @abstractmethod
+    def declare(self) -> None:
+        """Adds the graph's inputs that are not of one layer."""
+
+    @abstractmethod
+    def __call__(self, qkv: str, layer: int, head_norms: tuple[F32, F32] | None, prefix: str) -> str:
+        """Attention of one layer: packed projection in, [B, S, heads * head_dim] out.
+
+        `head_norms` are the gains [head_dim] of query's and key's norms, whose constants are named by `prefix`.
+        """
+
     def _split(self, qkv: str) -> list[str]:
         sizes = [n * self.body.head_dim for n in (self.body.heads, self.body.kv_heads, self.body.kv_heads)]
-        return list(self.graph.op("Split", [qkv, self.graph.ints(*sizes)], n_out=3, axis=-1))
+        return self.graph.ops("Split", [qkv, self.graph.ints(*sizes)], 3, axis=-1)
 
     def _shape(self) -> list[Dim]:
         return ["B", self.body.kv_heads, "M", self.body.head_dim]
@@ -57,7 +73,7 @@ class _Cached:
         return names
 
 
-class GroupQuery(_Cached):
+class GroupQuery(CachedAttention):
     """com.microsoft GroupQueryAttention: rotation, cache and attention in one operator.
 
     Its own head norms (q_norm_weight, k_norm_weight) exist on GPUs only, so they are operators before it.
@@ -65,26 +81,18 @@ class GroupQuery(_Cached):
     """
 
     name = "gqa"
+    opset = 21
 
     def declare(self) -> None:
         self.graph.input("seqlens_k", INT32, ["B"])
         self.graph.input("total_sequence_length", INT32, [])
 
     def __call__(self, qkv: str, layer: int, head_norms: tuple[F32, F32] | None, prefix: str) -> str:
-        """Returns [B, S, heads * head_dim]."""
         q, k, v = self._split_normed(qkv, head_norms, prefix) if head_norms else (qkv, "", "")
         inputs = [q, k, v, *self._past(layer), "seqlens_k", "total_sequence_length", self.cos, self.sin]
         outputs = [self.graph.unique("attention"), *self._present(layer)]
-        self.graph.op(
-            "GroupQueryAttention",
-            inputs,
-            outputs=outputs,
-            domain=MS,
-            num_heads=self.body.heads,
-            kv_num_heads=self.body.kv_heads,
-            do_rotary=1,
-            rotary_interleaved=0,
-        )
+        heads = {"num_heads": self.body.heads, "kv_num_heads": self.body.kv_heads}
+        self.graph.ops("GroupQueryAttention", inputs, outputs, domain=MS, **heads, do_rotary=1, rotary_interleaved=0)
         return outputs[0]
 
     def _split_normed(self, qkv: str, norms: tuple[F32, F32], prefix: str) -> tuple[str, str, str]:
@@ -95,17 +103,12 @@ class GroupQuery(_Cached):
         """RMSNorm of each head of [B, S, heads * head_dim]."""
         g = self.graph
         heads = g.op("Reshape", [x, g.ints(0, 0, -1, self.body.head_dim)])
-        normed = g.op(
-            "SimplifiedLayerNormalization",
-            [heads, g.const(gain, name)],
-            axis=-1,
-            epsilon=self.body.norm_eps,
-            stash_type=1,
-        )
-        return str(g.op("Reshape", [normed, g.ints(0, 0, -1)]))
+        inputs = [heads, g.const(gain, name)]
+        normed = g.op("SimplifiedLayerNormalization", inputs, axis=-1, epsilon=self.body.norm_eps, stash_type=1)
+        return g.op("Reshape", [normed, g.ints(0, 0, -1)])
 
 
-class Scatter(_Cached):
+class Scatter(CachedAttention):
     """Standard operators of opset 24: RotaryEmbedding, TensorScatter, Attention with nonpad_kv_seqlen.
 
     More inputs: position_ids int64 [B, S], write_indices int64 [B] (frames cached so far), nonpad_kv_seqlen
@@ -113,6 +116,7 @@ class Scatter(_Cached):
     """
 
     name = "scatter"
+    opset = 24
 
     def declare(self) -> None:
         self.graph.input("position_ids", INT64, ["B", "S"])
@@ -120,7 +124,6 @@ class Scatter(_Cached):
         self.graph.input("nonpad_kv_seqlen", INT64, ["B"])
 
     def __call__(self, qkv: str, layer: int, head_norms: tuple[F32, F32] | None, prefix: str) -> str:
-        """Returns [B, S, heads * head_dim]."""
         g, body = self.graph, self.body
         q, k, v = (self._heads(part) for part in self._split(qkv))
         if head_norms:
@@ -128,20 +131,21 @@ class Scatter(_Cached):
         q, k = (g.op("RotaryEmbedding", [x, self.cos, self.sin, "position_ids"]) for x in (q, k))
         past, present = self._past(layer), self._present(layer)
         for old, new, target in zip(past, (k, v), present, strict=True):
-            g.op("TensorScatter", [old, new, "write_indices"], outputs=[target], axis=2)
+            g.op("TensorScatter", [old, new, "write_indices"], output=target, axis=2)
         a = g.op("Attention", [q, *present, "", "", "", "nonpad_kv_seqlen"], is_causal=1)
         joined = g.op("Transpose", [a], perm=[0, 2, 1, 3])
-        return str(g.op("Reshape", [joined, g.ints(0, 0, body.heads * body.head_dim)]))
+        return g.op("Reshape", [joined, g.ints(0, 0, body.heads * body.head_dim)])
 
     def _heads(self, x: str) -> str:
         """[B, S, heads * head_dim] -> [B, heads, S, head_dim]."""
         split = self.graph.op("Reshape", [x, self.graph.ints(0, 0, -1, self.body.head_dim)])
-        return str(self.graph.op("Transpose", [split], perm=[0, 2, 1, 3]))
+        return self.graph.op("Transpose", [split], perm=[0, 2, 1, 3])
 
     def _normed(self, x: str, gain: F32, name: str) -> str:
-        return str(
-            self.graph.op("RMSNormalization", [x, self.graph.const(gain, name)], axis=-1, epsilon=self.body.norm_eps)
-        )
+        inputs = [x, self.graph.const(gain, name)]
+        return self.graph.op("RMSNormalization", inputs, axis=-1, epsilon=self.body.norm_eps)
 
 
-Attention = GroupQuery | Scatter
+def attention_for(flavour: Flavour, head_dim: int) -> type[CachedAttention]:
+    """The kind of attention that a flavour has for heads of that size."""
+    return GroupQuery if flavour == "ort" and head_dim % GQA_HEAD_MULTIPLE == 0 else Scatter

@@ -14,9 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeomni.arrays import F32
 from edgeomni.bundle import Port
-from edgeomni.quantize.schemes import Packed
 
 MS = "com.microsoft"
 _EXTERNAL_FROM_BYTES = 1024
@@ -28,7 +26,7 @@ FLOAT, FLOAT16, INT32, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorPro
 
 
 class Graph:
-    """Collects nodes; `op` returns the name(s) of what a node puts out."""
+    """Collects constants, nodes, inputs and outputs; every method that adds a value returns its name."""
 
     def __init__(self, name: str, opset: int = 21) -> None:
         self.name, self.opset = name, opset
@@ -49,7 +47,7 @@ class Graph:
     def output(self, name: str, dtype: int, shape: Sequence[Dim], value: str | None = None) -> None:
         """Declares an output; with `value` an Identity node renames that value to `name`."""
         if value is not None and value != name:
-            self.op("Identity", [value], outputs=[name])
+            self.op("Identity", [value], output=name)
         self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
 
     def const(self, value: NDArray[Any] | onnx.TensorProto, name: str | None = None) -> str:
@@ -64,59 +62,31 @@ class Graph:
         return dict(self._constants)
 
     def ints(self, *values: int) -> str:
+        """A constant int64 [n]."""
         return self.const(np.array(values, np.int64), "ints_" + "_".join(str(v).replace("-", "m") for v in values))
 
-    def op(
-        self,
-        kind: str,
-        inputs: Sequence[str],
-        *,
-        n_out: int = 1,
-        outputs: Sequence[str] | None = None,
-        domain: str = "",
-        **attributes: Any,
-    ) -> Any:
-        """Adds a node. Returns its output's name, or the list of names where there are several."""
-        outs = list(outputs) if outputs else [self.unique(kind.lower()) for _ in range(n_out)]
-        node = helper.make_node(kind, list(inputs), outs, name=self.unique("n_" + kind), domain=domain, **attributes)
-        self._nodes.append(node)
-        return outs[0] if len(outs) == 1 else outs
+    def floats(self, name: str, value: Any) -> str:
+        """A constant float32 of the value's shape; a plain number becomes [1]."""
+        return self.const(np.ascontiguousarray(value, np.float32), name)
 
-    def linear(self, x: str, name: str, weight: Packed, bias: F32 | None = None) -> str:
-        """x [.., k] @ weight.T [k, n] (+ bias) by the kernel that the weight's scheme asks for."""
-        b = [] if bias is None else [self.const(np.ascontiguousarray(bias, np.float32), f"{name}.bias")]
-        n, scheme = len(weight.data), weight.scheme
-        if scheme.blocked:
-            assert weight.scales is not None
-            inputs = [x, self.const(weight.data, f"{name}.codes"), self.const(weight.scales, f"{name}.scales")]
-            inputs += ["", "", *b] if b else []
-            return str(
-                self.op(
-                    "MatMulNBits",
-                    inputs,
-                    domain=MS,
-                    K=weight.k,
-                    N=n,
-                    bits=scheme.bits,
-                    block_size=scheme.block,
-                    accuracy_level=4,
-                )
-            )
-        if scheme.kind == "int8_dynamic":
-            assert weight.scales is not None
-            inputs = [
-                x,
-                self.const(np.ascontiguousarray(weight.data.T), f"{name}.codes"),
-                self.const(weight.scales, f"{name}.scales"),
-                self.const(np.zeros(n, np.int8), f"{name}.zero_points"),
-                *b,
-            ]
-            return str(self.op("DynamicQuantizeMatMul", inputs, domain=MS))
-        w = self.const(np.ascontiguousarray(weight.data.T), f"{name}.weight")
-        if scheme.kind == "fp16":  # stored in half, computed in float: what a CPU does with it anyway
-            w = self.op("Cast", [w], to=FLOAT)
-        y = self.op("MatMul", [x, w])
-        return str(self.op("Add", [y, *b]) if b else y)
+    def op(
+        self, kind: str, inputs: Sequence[str], *, output: str | None = None, domain: str = "", **attributes: Any
+    ) -> str:
+        """Adds a node with one output, named `output` or by counting, and returns that name."""
+        return self.ops(kind, inputs, [output or self.unique(kind.lower())], domain=domain, **attributes)[0]
+
+    def ops(
+        self, kind: str, inputs: Sequence[str], outputs: int | Sequence[str], *, domain: str = "", **attributes: Any
+    ) -> list[str]:
+        """Adds a node with several outputs: so many, or those named ("" leaves one out). Returns their names."""
+        names = [self.unique(kind.lower()) for _ in range(outputs)] if isinstance(outputs, int) else list(outputs)
+        node = helper.make_node(kind, list(inputs), names, name=self.unique("n_" + kind), domain=domain, **attributes)
+        self._nodes.append(node)
+        return names
+
+    def split(self, x: str, count: int, axis: int) -> list[str]:
+        """x in `count` equal parts along `axis`."""
+        return self.ops("Split", [x], count, axis=axis, num_outputs=count)
 
     def save(self, path: Path) -> list[Path]:
         """Writes `path` (.onnx) and, where there are large constants, `path`.data; returns the files written."""

@@ -33,7 +33,7 @@ def as_exported(model: OmniModel, component: Component, *, exact: bool) -> Itera
     With `exact` it computes as the engine's exact mode does: the LLM's transformer blocks and the TTS adapter see
     float inputs, its heads see rounded ones all the same.
     """
-    schemes = schemes_of(component)
+    schemes = stored_schemes(component)
     rounded = {g: s for g, s in schemes.items() if not exact or component.name != "llm" or g in _HEADS}
     if component.meta["flavour"] != "ort":
         rounded = {}
@@ -46,18 +46,18 @@ def as_exported(model: OmniModel, component: Component, *, exact: bool) -> Itera
 
 def rounds_inputs(component: Component) -> bool:
     """Whether the transformer blocks' kernels round their inputs, so that exact mode and normal mode differ."""
-    schemes = [s for g, s in schemes_of(component).items() if g not in (*_HEADS, "embedding")]
+    schemes = [s for g, s in stored_schemes(component).items() if g not in (*_HEADS, "embedding")]
     return component.meta["flavour"] == "ort" and any(s.blocked or s.kind == "int8_dynamic" for s in schemes)
 
 
 def codec_as_exported(model: OmniModel, component: Component) -> CodecPlan | None:
     """The codec decoder's plan holding its weights as stored; None where they are stored as they are."""
-    if schemes_of(component)["codec"].kind == "fp32":
+    if stored_schemes(component)["codec"].kind == "fp32":
         return None
     return halved(read_plan(model.codec, model.spec.codec))
 
 
-def schemes_of(component: Component) -> Mapping[str, Scheme]:
+def stored_schemes(component: Component) -> Mapping[str, Scheme]:
     """Tensor group -> scheme, as the manifest states them."""
     return {group: parse(text) for group, text in component.scheme.items()}
 

@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 
 from edgeomni.bundle import Component, GraphEntry, describe_files
-from edgeomni.exporters.onnx.attention import Rope
-from edgeomni.exporters.onnx.body import Stack, Weights, build
+from edgeomni.exporters.onnx.body import DecoderStack, build, rope_of
 from edgeomni.exporters.onnx.graph import FLOAT, Graph, signature
-from edgeomni.exporters.onnx.kernels import rows_linear
-from edgeomni.quantize.policy import schemes_for
+from edgeomni.exporters.onnx.operators import operators_for
+from edgeomni.exporters.onnx.options import Flavour, OnnxOptions
+from edgeomni.exporters.onnx.precisions import schemes_for
+from edgeomni.exporters.onnx.weights import PARTS, PackedWeights, embedding_rows, head_rows
 from edgeomni.quantize.schemes import Packed, Scheme, quantize
 
 if TYPE_CHECKING:
@@ -23,24 +24,23 @@ if TYPE_CHECKING:
 _PAGE = 4096
 
 
-def export(model: OmniModel, out_dir: Path, root: Path, precision: str, flavour: str, block: int | None) -> Component:
+def export(model: OmniModel, out_dir: Path, root: Path, precision: str, options: OnnxOptions) -> Component:
     """Writes body.onnx, [tts.onnx,] text_head.onnx, audio_head.onnx with their data into `out_dir`.
 
-    meta: "attention" ("gqa" or "scatter") says which inputs the body has (onnx_attention.py), "context" the frames
-    that its rotary caches cover, "tables" where the embedding's rows lie. Raises ExportError for biases that
-    only some of a packed group have.
+    The component's meta says: "attention" ("gqa" or "scatter"), which inputs the body has (attention.py); "context",
+    how many frames its rotary caches cover; "tables", where the rows of the embedding lie.
     """
-    schemes = schemes_for("llm", precision, block, signed=flavour == "portable")
-    graphs, files, attention = _stacks(model, schemes, flavour, out_dir)
+    schemes = schemes_for("llm", precision, options)
+    graphs, files, attention = _stacks(model, schemes, options.flavour, out_dir)
     tables: dict[str, Any] = {}
-    for part in ("text", "audio"):
-        rows = quantize(_rows(model, part), schemes[f"{part}_head"])
-        written = _head(f"{part}_head", rows, flavour).save(out_dir / f"{part}_head.onnx")
+    for part in PARTS:
+        rows = quantize(head_rows(model, part), schemes[f"{part}_head"])
+        written = _head(f"{part}_head", rows, options.flavour).save(out_dir / f"{part}_head.onnx")
         graphs[f"{part}_head"] = written[0]
         tied = model.spec.tied and not (part == "audio" and model.spec.tts_layers)
         table = _table_in(written[0], f"{part}_head", rows) if tied else None
         if table is None:
-            rows = quantize(_embedding_rows(model, part), schemes["embedding"])
+            rows = quantize(embedding_rows(model, part), schemes["embedding"])
             table, path = _table_file(out_dir / f"embedding_{part}.bin", rows)
             written.append(path)
         tables[part] = {**table, "file": (out_dir / table["file"]).relative_to(root).as_posix()}
@@ -52,7 +52,7 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, flavour:
         precision=precision,
         scheme={group: str(scheme) for group, scheme in schemes.items() if group in _used(model)},
         graphs={role: GraphEntry(p.relative_to(root).as_posix(), *signature(p)) for role, p in graphs.items()},
-        meta={"flavour": flavour, "attention": attention, "context": model.spec.context, "tables": tables},
+        meta={"flavour": options.flavour, "attention": attention, "context": model.spec.context, "tables": tables},
         files=describe_files(root, files),
     )
 
@@ -65,15 +65,13 @@ def _used(model: OmniModel) -> set[str]:
 
 
 def _stacks(
-    model: OmniModel, schemes: Mapping[str, Scheme], flavour: str, out_dir: Path
+    model: OmniModel, schemes: Mapping[str, Scheme], flavour: Flavour, out_dir: Path
 ) -> tuple[dict[str, Path], list[Path], str]:
     """Writes body and TTS adapter; returns graph paths by role, all files, and the kind of attention."""
-    spec, weights = model.spec, Weights(model, schemes)
-    rotary = model.body.rotary_emb
-    rope = Rope.of(rotary.inv_freq.float().cpu().numpy(), float(rotary.attention_scaling), spec.context)
-    stacks = [Stack("body", spec.body.layers, spec.body, rope, weights, every_position=bool(spec.tts_layers))]
+    spec, weights, rope = model.spec, PackedWeights.of(model, schemes), rope_of(model)
+    stacks = [DecoderStack("body", spec.body.layers, spec.body, rope, weights, every_position=bool(spec.tts_layers))]
     if spec.tts_layers:
-        stacks.append(Stack("tts", spec.tts_layers, spec.body, rope, weights))
+        stacks.append(DecoderStack("tts", spec.tts_layers, spec.body, rope, weights))
     graphs: dict[str, Path] = {}
     files: list[Path] = []
     attention = ""
@@ -85,23 +83,12 @@ def _stacks(
     return graphs, files, attention
 
 
-def _rows(model: OmniModel, part: str) -> Any:
-    rows = model.text_rows() if part == "text" else model.audio_rows()
-    return rows.detach().cpu().float().numpy()
-
-
-def _embedding_rows(model: OmniModel, part: str) -> Any:
-    split = model.spec.layout.text_vocab
-    rows = model.embedding.weight[:split] if part == "text" else model.embedding.weight[split:]
-    return rows.detach().cpu().float().numpy()
-
-
-def _head(name: str, rows: Packed, flavour: str) -> Graph:
+def _head(name: str, rows: Packed, flavour: Flavour) -> Graph:
     """hidden float [1, 1, D] -> logits float [1, 1, rows]."""
-    g = Graph(name, opset=21 if flavour == "ort" else 24)
+    operators = operators_for(flavour, name)
+    g = operators.graph
     hidden = g.input("hidden", FLOAT, [1, 1, rows.k])
-    logits = rows_linear(g, hidden, name, rows, portable=flavour != "ort")
-    g.output("logits", FLOAT, [1, 1, len(rows.data)], logits)
+    g.output("logits", FLOAT, [1, 1, len(rows.data)], operators.rows_linear(hidden, name, rows))
     return g
 
 

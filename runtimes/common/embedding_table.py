@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
-from edgeomni.errors import BundleError, EngineError
+from edgeomni.errors import BundleError, EngineError, UsageError
 from edgeomni.quantize.schemes import Packed, dequantize, parse
 
 _DTYPES = {"float": np.float32, "float16": np.float16, "uint8": np.uint8, "int8": np.uint8, "int4": np.uint8}
@@ -25,6 +25,7 @@ class RowTable:
         try:
             self.rows, self.width = int(table["rows"]), int(table["width"])
             self._scheme = parse(table["scheme"])
+            self._code_bits = int(self._scheme.bits)
             dtype = str(table["codes"]["dtype"])
             self._signed = dtype.startswith("int")
             with (root / table["file"]).open("rb") as f:
@@ -34,7 +35,7 @@ class RowTable:
             self._scales = None
             if "scales" in table:
                 self._scales = _view(raw, table["scales"]["offset"], np.float32, self.rows, self._blocks())
-        except (KeyError, TypeError, ValueError, OSError) as exc:
+        except (KeyError, TypeError, ValueError, OSError, UsageError) as exc:
             raise BundleError(f"{root}: an embedding table cannot be read ({exc}); export again") from exc
         self._touched = 0
         if hasattr(mmap, "MADV_RANDOM"):
@@ -59,7 +60,7 @@ class RowTable:
             return floats
         codes = self._whole_blocks(codes)
         if self._signed:  # two's complement back to codes around the middle one
-            codes ^= np.uint8(0x80 if self._scheme.bits == 8 else 0x88)
+            codes ^= np.uint8(0x80 if self._code_bits == 8 else 0x88)
         return dequantize(Packed(self._scheme, self.width, codes, scales))
 
     def _release(self, rows: int) -> None:
@@ -77,10 +78,10 @@ class RowTable:
         if not self._scheme.blocked:
             return self.width
         padded = self.width if self._signed else self._blocks() * self._scheme.block
-        return padded * self._scheme.bits // 8
+        return padded * self._code_bits // 8
 
     def _whole_blocks(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        per_block = self._scheme.block * self._scheme.bits // 8
+        per_block = self._scheme.block * self._code_bits // 8
         if missing := self._blocks() * per_block - codes.shape[1]:
             codes = np.pad(codes, ((0, 0), (0, missing)))
         return codes.reshape(len(codes), self._blocks(), per_block)
