@@ -18,6 +18,7 @@ from .engines import COMPONENTS, FORMATS
 from .errors import ExportError, UsageError
 from .gate.judge import GateOptions
 from .gate.run import judged
+from .hardware import check_threads
 from .quantize import policy
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def export_bundle(
     """
     options = gate or GateOptions()
     target = _checked_target(Path(out), force)
+    check_threads(threads)
     wanted = choices(precision, formats or {}, block)
     progress("load checkpoint")
     model = _loaded(source)

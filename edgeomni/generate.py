@@ -17,9 +17,9 @@ import numpy as np
 
 from .arrays import F32, I64
 from .components import Components, Hidden, State
-from .errors import PromptError
+from .errors import PromptError, UsageError
 from .prompts import Prompt
-from .sampling import Sampler, Sampling
+from .sampling import Sampler, Sampling, check_seed
 from .spans import Spans
 from .spec import AUDIO_OUT, OmniSpec
 from .streaming import AudioStream
@@ -82,12 +82,27 @@ def generate(
 ) -> Generator[Frame | Samples | Stop, None, None]:
     """Runs one turn; yields each Frame, Samples as the codec finishes them, and one Stop.
 
-    Raises PromptError where the prompt leaves no room for an answer.
+    Raises PromptError where the prompt leaves no room for an answer, UsageError for lengths that make no sense.
     """
+    _check_lengths(spec, options)
     room = _room(spec, prompt, options)
     turn = _Turn(components, spec, task, prompt, options, spans)
     hidden = turn.prefill(features, prompt.length + room)
     yield from turn.frames(hidden, room, cancelled)
+
+
+def _check_lengths(spec: OmniSpec, options: Options) -> None:
+    """Raises UsageError for a length of 0 or less, and for forced codec frames that are no [n, K] array."""
+    end, codes = options.forced.text_end, options.forced.codec_frames
+    for name, length in (("max_length", options.max_length), ("forced text_end", end)):
+        whole = isinstance(length, (int, np.integer)) and not isinstance(length, bool)
+        if length is not None and (not whole or length < 1):
+            raise UsageError(f"{name} must be a whole number of frames above 0, not {length!r}")
+    streams = spec.layout.streams
+    if codes is not None and (codes.ndim != 2 or codes.shape[1] != streams or not len(codes)):
+        raise UsageError(f"forced codec frames must be ids of shape [frames, {streams}], not {codes.shape}")
+    if options.noise_seed is not None:
+        check_seed(options.noise_seed, "noise_seed")
 
 
 def _room(spec: OmniSpec, prompt: Prompt, options: Options) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .engines import COMPONENTS, ENGINES, FORMATS
-from .errors import GateError, ProfileError
+from .errors import GateError, ProfileError, UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -186,6 +186,22 @@ def _section(cls: type[_T], data: Any, where: str) -> _T:
         if isinstance(value, (int, float)) and not value > 0:
             raise ProfileError(f"{where}: key {key} must be above 0, not {value!r}")
     return cls(**data)
+
+
+def most_threads() -> int:
+    """The most threads that an engine may be asked to compute with: four per logical CPU, at least 64."""
+    return max(64, 4 * (os.cpu_count() or 1))
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises UsageError for a number of threads out of range; None leaves it to the engine.
+
+    An engine that is asked for 100000 threads takes the machine down, or aborts the process.
+    """
+    if threads is None:
+        return
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most_threads():
+        raise UsageError(f"threads must be a whole number from 1 to {most_threads()} here, not {threads!r}")
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ class Session:
     def encode(self, samples: F32, spans: Spans, window: Window, long_audio: str) -> F32:
         """Samples [S] -> features [F, D], F = int(ms / 20) + 1 as the published model counts."""
         front = self.spec.front_end
-        sound.check(samples)
+        samples = sound.as_samples(samples)
         limit = self._window_samples(len(samples), window)
         if len(samples) > limit and long_audio != "split":
             raise AudioError(

@@ -7,6 +7,7 @@ Directory kinds, told apart by content: "edgeomni" (our own, saved whole), "mini
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -19,12 +20,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError, SpecError, UsageError
+from ..sampling import check_seed
 from ..spec import OmniSpec
-from . import mini_omni, presets
+from . import codecs, mini_omni, presets
 from .compose import compose
 from .omni import OmniModel, fill, skeleton
 from .presets import preset
-from .tensors import differences, digest, read_safetensors, refuse, shapes_of
+from .tensors import (
+    differences,
+    digest,
+    read_safetensors,
+    read_text,
+    refuse,
+    refuse_deeper,
+    refuse_unusable,
+    shapes_of,
+    translated,
+)
+
+logger = logging.getLogger("edgeomni")
 
 __all__ = ["compose", "kind_of", "load", "preset", "save", "save_preset"]
 
@@ -93,17 +107,25 @@ def save(model: OmniModel, directory: str | os.PathLike[str], *, force: bool = F
 def save_preset(name: str, seed: int, directory: str | os.PathLike[str], *, force: bool = False) -> Path:
     """Writes a recipe of a few bytes instead of random weights; `load` makes the same model of it every time."""
     presets.check(name)
+    check_seed(seed)
     return _write_whole(Path(directory), lambda target: _write_config(target, {"preset": name, "seed": seed}), force)
 
 
 def _load_own(directory: Path) -> OmniModel:
     config = _own_config(directory / CONFIG)
-    model = skeleton(OmniSpec.from_dict(config["spec"]), config["codec"])
-    tensors = read_safetensors(directory / WEIGHTS)
-    refuse(str(directory / WEIGHTS), differences(shapes_of(model.state_dict()), shapes_of(tensors)))
+    tensors, where = read_safetensors(directory / WEIGHTS), str(directory / WEIGHTS)
+    with translated(f"{directory / CONFIG}: values that make no model"):
+        spec = OmniSpec.from_dict(config["spec"])
+        layers = {"body.layers": spec.body.layers, "encoder.layers": spec.encoder.layers, "tts_layers": spec.tts_layers}
+        refuse_deeper(str(directory / CONFIG), {**layers, **codecs.depths(config["codec"])}, len(tensors))
+        model = skeleton(spec, config["codec"])
+    refuse(where, differences(shapes_of(model.state_dict()), shapes_of(tensors)))
+    refuse_unusable(where, tensors)
     fill(model, tensors)
     tokenizer = directory / TOKENIZER
-    model.tokenizer_json = tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None
+    model.tokenizer_json = read_text(tokenizer) if tokenizer.is_file() else None
+    if limit := config["provenance"].get("limit"):
+        logger.warning("%s", limit)
     hashed = [p for p in (directory / CONFIG, directory / WEIGHTS, tokenizer) if p.is_file()]
     model.provenance = {**config["provenance"], "source_hash": digest(hashed)}
     model.licences = dict(config["licences"])
@@ -117,7 +139,10 @@ def _load_parts(directory: Path) -> OmniModel:
 
 def _load_preset(directory: Path) -> OmniModel:
     config = _peek(directory / CONFIG)
-    return preset(config["preset"], config.get("seed", 0))
+    try:
+        return preset(config["preset"], config.get("seed", 0))
+    except UsageError as exc:
+        raise CheckpointError(f"{directory / CONFIG}: {exc}") from exc
 
 
 def _own_config(path: Path) -> dict[str, Any]:
@@ -136,7 +161,7 @@ def _own_config(path: Path) -> dict[str, Any]:
 def _peek(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # not ours to judge: an unknown layout is reported as such
     return config if isinstance(config, dict) else {}
 

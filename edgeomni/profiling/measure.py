@@ -18,7 +18,7 @@ import numpy as np
 from .. import __version__
 from ..bundle import Bundle, is_bundle
 from ..errors import EdgeOmniError, GateError, UsageError
-from ..hardware import detect
+from ..hardware import check_threads, detect
 from ..sampling import Sampling
 from ..session import Session, TurnEnd
 from ..spec import AUDIO_IN, AUDIO_OUT, OmniSpec
@@ -27,6 +27,10 @@ from .question import spoken_question
 
 RANDOM_FRAMES = 117
 """Codec frames forced on a model with random weights, whose own answers end anywhere: 10 s of SNAC 24 kHz."""
+SECONDS = (0.1, 600.0)
+"""Lengths of a synthesized question that can be asked for. An encoder's window is 30 s."""
+MOST = 100_000
+"""Turns, warm-up turns and forced frames that can be asked for: more would never end."""
 SPANS_SHOWN_AS = {"load": "sound file"}
 """Session's span "load" is the question's; loading the model is `load_s`."""
 STAGES = (
@@ -49,6 +53,7 @@ class Job:
 
     `forced_frames`: codec frames that the answer is made to have (0: the model's own; None: the model's own when it
     is trained, else 117). `forced_text_end`: LLM frame at which text ends (None: a third of the forced frames).
+    Raises UsageError for lengths and counts out of range.
     """
 
     source: str
@@ -64,6 +69,18 @@ class Job:
     device: str = "cpu"
     engine: str | None = None
     encoder_window: float | str | None = None
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
+        shortest, longest = SECONDS
+        if isinstance(self.seconds, bool) or not shortest <= self.seconds <= longest:
+            raise UsageError(f"seconds must lie between {shortest:g} and {longest:g}, not {self.seconds!r}")
+        least = {"turns": 1, "warmup": 0, "forced_frames": 0, "forced_text_end": 1}
+        for name, low in least.items():
+            count = getattr(self, name)
+            optional = name.startswith("forced")
+            if not (optional and count is None) and (type(count) is not int or not low <= count <= MOST):
+                raise UsageError(f"{name} must be a whole number from {low} to {MOST}, not {count!r}")
 
 
 def measure_apart(job: Job) -> dict[str, Any]:

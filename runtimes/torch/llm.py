@@ -11,6 +11,7 @@ from torch import Tensor
 from edgeomni.arrays import F32, I32
 from edgeomni.components import Components
 from edgeomni.errors import EngineError
+from edgeomni.hardware import check_threads
 from edgeomni.model import KVCache, OmniModel
 from edgeomni.runtimes.torch.codec import TorchCodec
 
@@ -103,11 +104,12 @@ class TorchLanguageModel:
 def load(model: OmniModel, device: str = "cpu", threads: int | None = None) -> Components:
     """Components that run `model` with torch; `threads` is torch's own, process-wide setting.
 
-    Raises EngineError where `device` is not there.
+    Raises EngineError where `device` is not there, UsageError for a number of threads out of range.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise EngineError("--device cuda: this torch sees no CUDA device; install a CUDA build of torch, or use cpu")
-    if threads:
+    check_threads(threads)
+    if threads is not None:
         torch.set_num_threads(threads)
     model = model.to(device).eval()
     return Components(TorchEncoder(model), TorchLanguageModel(model), TorchCodec(model))
