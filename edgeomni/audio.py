@@ -62,7 +62,7 @@ def as_samples(samples: object, name: str = "audio") -> F32:
     """
     if not isinstance(samples, np.ndarray):
         raise AudioError(f"{name}: expected a NumPy array of samples, got {type(samples).__name__}")
-    if samples.dtype not in (np.float16, np.float32, np.float64):
+    if samples.dtype.kind != "f" or samples.dtype.itemsize > 8:
         remedy = _DTYPE_REMEDIES.get(samples.dtype.name, "convert to float32 samples between -1 and 1")
         raise AudioError(f"{name}: samples are of dtype {samples.dtype.name}; {remedy}")
     if samples.ndim != 1:

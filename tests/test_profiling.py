@@ -15,7 +15,7 @@ from fakes import script, small_spec
 from rich.console import Console
 
 from edgeomni import Session
-from edgeomni.errors import EdgeOmniError
+from edgeomni.errors import EdgeOmniError, UsageError
 from edgeomni.profiling import measure, meters, report
 from edgeomni.profiling.question import spoken_question
 from edgeomni.runtimes import fake
@@ -71,6 +71,32 @@ def test_a_saved_report_is_named_by_device_bundle_and_date(fake_session: Session
     path = measure.save(result, tmp_path / "results")
     assert path.name == f"{result['device']}-nowhere-{result['date'][:10]}.json"
     assert json.loads(path.read_text(encoding="utf-8")) == result
+
+
+WRONG_JOBS: dict[str, list[Any]] = {
+    "seconds": [float("inf"), float("nan"), 1e9, 600.1, 0.09, -1.0, True],
+    "turns": [0, -1, 10**9, 100_001, 1.5, None, True],
+    "warmup": [-1, 100_001, None],
+    "forced_frames": [-1, 100_001, 2.0],
+    "forced_text_end": [0, 100_001],
+    "threads": [0, -1, 100_000, True],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, value) for n, values in WRONG_JOBS.items() for value in values])
+def test_jobs_that_would_never_end_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name} must .*not {value!r}$"):
+        measure.Job("nowhere", **{name: value})
+
+
+def test_jobs_at_their_bounds() -> None:
+    measure.Job("nowhere", seconds=0.1, turns=1, warmup=0, forced_frames=0, forced_text_end=1, threads=1)
+    measure.Job("nowhere", seconds=600.0, turns=100_000, warmup=100_000, forced_frames=100_000, forced_text_end=100_000)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_few_forced_frames(fake_session: Session, frames: int) -> None:
+    assert measured(forced_frames=frames)["forced_frames"] == frames
 
 
 def test_the_child_process_hands_its_errors_on(tmp_path: Path) -> None:

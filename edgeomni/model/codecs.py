@@ -27,6 +27,8 @@ with warnings.catch_warnings():  # snac scripts its activation with torch.jit, w
     from snac.layers import NoiseBlock
 
 Noise = int | Sequence[Tensor] | None
+MOST_LATENTS_PER_WINDOW = 4096
+"""Largest attention window of SNAC's LocalMHA that is read (32 kHz: 32). Answers are padded to whole windows."""
 _WEIGHT_NORM = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
 
 
@@ -62,13 +64,19 @@ def spec_of(config: Mapping[str, Any]) -> CodecSpec:
         if config["kind"] == "mimi":
             return _mimi_spec(MimiConfig.from_dict(dict(config["config"])), config["streams"])
         hop = math.prod(config["decoder_rates"])
+        window = config.get("attn_window_size")
+        if window is not None and (type(window) is not int or not 1 <= window <= MOST_LATENTS_PER_WINDOW):
+            raise CheckpointError(
+                f"codec configuration: attn_window_size {reprlib.repr(window)} is no whole number from 1 to "
+                f"{MOST_LATENTS_PER_WINDOW}"
+            )
         return CodecSpec(
             "snac",
             config["sampling_rate"],
             config["codebook_size"],
             tuple(config["vq_strides"]),
             hop,
-            config.get("attn_window_size"),
+            window,
         )
 
 

@@ -52,6 +52,7 @@ _REQUIRED = {
     "rope_condense_ratio": (1, 1),
     "n_expert": (0, 0),
 }
+_DEEPEST_YAML = 10
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,7 @@ def _whisper_file(directory: Path) -> Path:
 def _read_config(path: Path) -> dict[str, Any]:
     with translated(f"{path}: not readable as YAML; download it again"):
         text = path.read_text(encoding="utf-8")
-        # Nested aliases make a few bytes stand for gigabytes as soon as a value is printed, and nobody needs them here.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise CheckpointError(f"{path}: holds YAML aliases (*name), which are not read; write the values out")
+        _refuse_elaborate_yaml(text, path)
         config = yaml.safe_load(text)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: not a model configuration; download it again")
@@ -209,6 +208,21 @@ def _read_config(path: Path) -> dict[str, Any]:
     if wrong:
         raise CheckpointError(f"{path}: not a Mini-Omni body: {'; '.join(wrong)}")
     return config
+
+
+def _refuse_elaborate_yaml(text: str, path: Path) -> None:
+    """Raises CheckpointError for aliases and deep nesting, which no model configuration needs.
+
+    Nested aliases let a few bytes stand for gigabytes, and the parser's time grows with the square of the depth.
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST_YAML:
+            raise CheckpointError(
+                f"{path}: holds YAML aliases (*name), or is nested deeper than {_DEEPEST_YAML} levels; "
+                "a model configuration is a flat list of values"
+            )
 
 
 def _body_spec(config: dict[str, Any]) -> BodySpec:

@@ -161,7 +161,7 @@ def _arguments(job: Job, spec: OmniSpec, bundle: Bundle | None) -> dict[str, Any
     if frames and job.task in AUDIO_OUT:
         shape = (frames, spec.codec.streams)
         arguments["forced_codes"] = np.random.default_rng(0).integers(0, spec.codec.codebook_size, shape)
-        arguments["forced_text_end"] = frames // 3 if job.forced_text_end is None else job.forced_text_end
+        arguments["forced_text_end"] = max(1, frames // 3) if job.forced_text_end is None else job.forced_text_end
     return arguments
 
 
