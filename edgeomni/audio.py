@@ -1,4 +1,4 @@
-"""Sound in and out: read, check, resample, log-mel. Samples are float32 in [-1, 1], mono."""
+"""Sound in: read, check, resample, log-mel. Samples are float32 in [-1, 1], mono."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ RATES_HZ = (4_000, 96_000)
 """Rates accepted: below is no speech, above is a mislabelled file far more often than a recording of speech."""
 SILENCE_PEAK = 1e-4
 """Peak (-80 dBFS) under which a recording holds no speech."""
+LOUDEST = 1e4
+"""Largest sample accepted, 80 dB above full scale. Float files beyond full scale exist; samples beyond this are
+integers that were not scaled, or garbage, of which the log-mel would make NaN (from about 1e19 on)."""
+LONGEST_S = 3600
+"""Longest recording that is read, in seconds: an hour of compressed silence fits in a few kilobytes."""
+_BLOCK = 1 << 20
+_UNKNOWN_LENGTH = 1 << 62
+"""From here on, libsndfile's count of samples means that the file states none."""
+_DTYPE_REMEDIES = {
+    "int16": "divide int16 by 32768 to get float32 samples between -1 and 1",
+    "int32": "divide int32 by 2147483648 to get float32 samples between -1 and 1",
+    "uint8": "subtract 128 and divide by 128 to get float32 samples between -1 and 1",
+}
 _MEL_FLOOR, _MEL_RANGE = 1e-10, 8.0
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)
 """What streaming writers put in a WAV header when they cannot know the length."""
@@ -32,31 +45,23 @@ def read(path: str | os.PathLike[str], rate: int, channel: int | None = None) ->
 
     Two channels are averaged; `channel` (from 0) picks one instead, of any number. Raises AudioError, each with its
     own message, for a file that is missing, empty, no audio, cut off, of zero length, silent, not finite, of more
-    than two channels (without `channel`) or of a rate outside `RATES_HZ`.
+    than two channels (without `channel`), of a rate outside `RATES_HZ`, or longer than `LONGEST_S`. Memory grows with
+    the sound that the file holds, whatever its header announces.
     """
     file = Path(path)
-    samples, source_rate = _decode(file)
+    mono, source_rate = _decode(file, channel)
     name = str(path)
-    mono = _to_mono(name, samples, channel)
-    check_rate(source_rate, name)
-    check(mono, name)
-    return resample(mono, source_rate, rate)
+    return as_samples(resample(as_samples(mono, name), source_rate, rate), name)
 
 
 def decode(data: bytes, name: str, channel: int | None = None) -> tuple[F32, int]:
     """The bytes of a sound file, as they come through a pipe: mono float32 [samples], and their rate in Hz.
 
-    A pipe's header need not know the length, so a file that was cut off cannot be told from one that was not.
+    A pipe's header need not know the length, so a file that was cut off cannot always be told from one that was not.
     Raises AudioError for bytes that are no sound.
     """
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as f:
-            return _to_mono(name, f.read(dtype="float32", always_2d=True), channel), f.samplerate
-    except soundfile.LibsndfileError as exc:
-        raise AudioError(
-            f"{name}: cannot be read as audio ({exc.error_string}); WAV, FLAC, OGG and MP3 are understood, and raw "
-            "PCM with --stdin-format s16le"
-        ) from exc
+    known = "WAV, FLAC, OGG and MP3 are understood, and raw PCM with --stdin-format s16le"
+    return _opened(io.BytesIO(data), name, channel, known)
 
 
 def from_pcm16(data: bytes, name: str) -> F32:
@@ -75,16 +80,35 @@ def check_rate(rate: int, name: str) -> None:
         )
 
 
-def check(samples: F32, name: str = "audio") -> None:
-    """Raises AudioError where samples [S] cannot be a question: none at all, not finite, silent, not mono."""
+def as_samples(samples: object, name: str = "audio") -> F32:
+    """A question's samples: array [S] of float16, float32 or float64 -> float32 [S].
+
+    Raises AudioError that says what to do for other dtypes, other shapes, and samples that cannot be a question: none
+    at all, NaN or infinite, beyond `LOUDEST`, silent. Full scale is 1; louder recordings are taken up to `LOUDEST`.
+    """
+    if not isinstance(samples, np.ndarray):
+        raise AudioError(f"{name}: expected a NumPy array of samples, got {type(samples).__name__}")
+    if samples.dtype.kind != "f" or samples.dtype.itemsize > 8:
+        remedy = _DTYPE_REMEDIES.get(samples.dtype.name, "convert to float32 samples between -1 and 1")
+        raise AudioError(f"{name}: samples are of dtype {samples.dtype.name}; {remedy}")
     if samples.ndim != 1:
-        raise AudioError(f"{name}: expected mono samples [S], got an array of shape {samples.shape}")
+        raise AudioError(
+            f"{name}: expected mono samples of shape [S], got {samples.shape}; pick a channel (samples[:, 0] or "
+            "samples[0]), or flatten a single one"
+        )
     if not len(samples):
         raise AudioError(f"{name}: has zero length; record again")
     if not np.isfinite(samples).all():
         raise AudioError(f"{name}: contains NaN or infinite samples; export it again from its source")
-    if np.abs(samples).max() < SILENCE_PEAK:
+    peak = float(np.abs(samples).max())
+    if peak > LOUDEST:
+        raise AudioError(
+            f"{name}: its peak is {peak:.3g}, and full scale is 1; samples beyond {LOUDEST:g} are no recording: "
+            "divide integer samples by their full scale (int16 by 32768)"
+        )
+    if peak < np.float32(SILENCE_PEAK):  # as the samples have it: a peak of exactly 1e-4 in float32 is speech
         raise AudioError(f"{name}: is silent (peak under {SILENCE_PEAK:g}); check the microphone")
+    return np.ascontiguousarray(samples, np.float32)
 
 
 def resample(samples: F32, source_rate: int, rate: int) -> F32:
@@ -94,23 +118,55 @@ def resample(samples: F32, source_rate: int, rate: int) -> F32:
     return np.asarray(soxr.resample(samples, source_rate, rate), np.float32)
 
 
-def _decode(file: Path) -> tuple[F32, int]:
+def _decode(file: Path, channel: int | None) -> tuple[F32, int]:
+    """Mono samples at the file's own rate, and that rate."""
     if not file.is_file():
         raise AudioError(f"{file}: no such sound file")
     if file.stat().st_size == 0:
         raise AudioError(f"{file}: is empty (0 bytes); record or copy it again")
+    if file.suffix.lower() == ".raw":
+        raise AudioError(f"{file}: raw samples have no header that says what they are; convert the file to WAV first")
     _refuse_cut_wav(file)
+    return _opened(file, str(file), channel, "WAV, FLAC, OGG and MP3 are understood")
+
+
+def _opened(source: Path | io.BytesIO, name: str, channel: int | None, known: str) -> tuple[F32, int]:
+    """Mono samples of what soundfile opens, and their rate."""
     try:
-        with soundfile.SoundFile(file) as f:
-            announced, rate = f.frames, f.samplerate
-            samples = f.read(dtype="float32", always_2d=True)
+        with soundfile.SoundFile(source) as f:
+            return _read_mono(f, name, channel), f.samplerate
     except soundfile.LibsndfileError as exc:
+        reason = exc.error_string
+    except (soundfile.SoundFileError, OSError, ValueError, TypeError, OverflowError, MemoryError) as exc:
+        reason = str(exc)
+    raise AudioError(f"{name}: cannot be read as audio ({reason}); {known}")
+
+
+def _read_mono(f: soundfile.SoundFile, name: str, channel: int | None) -> F32:
+    """Reads block by block and keeps one channel, so that a header that announces too much costs no memory."""
+    rate, announced = f.samplerate, f.frames
+    _check_format(f, name, channel)
+    blocks, count = [], 0
+    size = max(1, _BLOCK // f.channels)
+    while len(block := f.read(size, dtype="float32", always_2d=True)):
+        blocks.append(_to_mono(block, channel))
+        count += len(block)
+        if count > LONGEST_S * rate:
+            raise AudioError(f"{name}: lasts longer than {LONGEST_S} s; cut it into shorter recordings")
+    if count < announced < _UNKNOWN_LENGTH:
+        raise AudioError(f"{name}: is cut off: {count} of {announced} samples; copy it again")
+    return np.concatenate([np.zeros(0, np.float32), *blocks])
+
+
+def _check_format(f: soundfile.SoundFile, name: str, channel: int | None) -> None:
+    if channel is not None and not 0 <= channel < f.channels:
+        raise AudioError(f"{name}: has {f.channels} channel(s), so there is no channel {channel}")
+    if channel is None and f.channels > MAX_CHANNELS:
         raise AudioError(
-            f"{file}: cannot be read as audio ({exc.error_string}); WAV, FLAC, OGG and MP3 are understood"
-        ) from exc
-    if len(samples) < announced:
-        raise AudioError(f"{file}: is cut off: {len(samples)} of {announced} samples; copy it again")
-    return samples, rate
+            f"{name}: has {f.channels} channels, and mixing them would blur the speech; "
+            "pick the one with the speaker: --channel N (from 0)"
+        )
+    check_rate(f.samplerate, name)
 
 
 def _refuse_cut_wav(file: Path) -> None:
@@ -133,18 +189,12 @@ def _refuse_cut_wav(file: Path) -> None:
     raise AudioError(f"{file}: is cut off before its sound begins; copy it again")
 
 
-def _to_mono(name: str, samples: F32, channel: int | None) -> F32:
-    channels = samples.shape[1]
-    if channel is not None:
-        if not 0 <= channel < channels:
-            raise AudioError(f"{name}: has {channels} channel(s), so there is no channel {channel}")
-        return samples[:, channel]
-    if channels > MAX_CHANNELS:
-        raise AudioError(
-            f"{name}: has {channels} channels, and mixing them would blur the speech; "
-            "pick the one with the speaker: --channel N (from 0)"
-        )
-    return samples[:, 0] if channels == 1 else np.asarray(samples.mean(1), np.float32)
+def _to_mono(samples: F32, channel: int | None) -> F32:
+    """[S, channels] -> [S]: the channel, or the average of all. A copy, so that the block of all channels can go."""
+    if channel is not None or samples.shape[1] == 1:
+        return samples[:, channel or 0].copy()
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinite samples are refused later, by name
+        return np.asarray(samples.mean(1), np.float32)
 
 
 def feature_count(samples: int, spec: FrontEndSpec) -> int:

@@ -19,6 +19,7 @@ from .engines import COMPONENTS, FORMATS
 from .errors import ExportError, UsageError
 from .gate.judge import GateOptions
 from .gate.run import judged, versions_of
+from .hardware import check_threads
 from .outputs import check_directory, first_few, named, new_directory, strangers
 from .quantize import policy
 
@@ -56,6 +57,7 @@ def export_bundle(
     """
     limits = gate or GateOptions()
     target = _checked_target(source, out, force)
+    check_threads(threads)
     wanted = choices(precision, formats or {}, options)
     own = _own_options((format_ for format_, _ in wanted.values()), options or {})
     progress("load checkpoint")

@@ -17,10 +17,10 @@ import numpy as np
 
 from .arrays import F32, I32, I64
 from .components import Components, Features, HiddenT, LanguageModel, StateT, features_between
-from .errors import PromptError
+from .errors import PromptError, UsageError
 from .interrupt import Interrupt, Interrupted
 from .prompts import Prompt
-from .sampling import Sampler, Sampling
+from .sampling import Sampler, Sampling, check_seed
 from .spans import Spans
 from .spec import AUDIO_OUT, OmniSpec, TokenLayout
 from .streaming import AudioStream
@@ -86,8 +86,9 @@ def generate(
     """Runs one turn; yields each Frame, Samples as the codec finishes them, and one Stop.
 
     Once `interrupt` is set, the turn stops before its next frame, or in the middle of its prefill. Raises PromptError
-    where the prompt leaves no room for an answer.
+    where the prompt leaves no room for an answer, and UsageError for lengths that make no sense.
     """
+    check_lengths(spec, options)
     room = _room(spec, prompt, options)
     turn = _Turn(components, spec, task, prompt, options, spans)
     interrupt = interrupt or Interrupt()
@@ -135,6 +136,20 @@ def next_ids(layout: TokenLayout, audio: I64, text: int, rows: int) -> I32:
     spoken = np.append(shift_audio(layout, audio), text)
     silent = np.append(audio_constant(layout, layout.pad_a)[:, 0], text)
     return np.stack([spoken, silent][:rows]).astype(np.int32)[:, :, None]
+
+
+def check_lengths(spec: OmniSpec, options: Options) -> None:
+    """Raises UsageError for a length of 0 or less, and for forced codec frames that are no [n, K] array."""
+    end, codes = options.forced.text_end, options.forced.codec_frames
+    for name, length in (("max_length", options.max_length), ("forced text_end", end)):
+        whole = isinstance(length, (int, np.integer)) and not isinstance(length, bool)
+        if length is not None and (not whole or length < 1):
+            raise UsageError(f"{name} must be a whole number of frames above 0, not {length!r}")
+    streams = spec.layout.streams
+    if codes is not None and (codes.ndim != 2 or codes.shape[1] != streams or not len(codes)):
+        raise UsageError(f"forced codec frames must be ids of shape [frames, {streams}], not {codes.shape}")
+    if options.noise_seed is not None:
+        check_seed(options.noise_seed, "noise_seed")
 
 
 def _room(spec: OmniSpec, prompt: Prompt, options: Options) -> int:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from .engines import CHECKPOINT, COMPONENTS, ENGINES, FORMATS
-from .errors import GateError, ProfileError
+from .errors import GateError, ProfileError, UsageError
 from .schema import Source, is_newer, parse_toml, read_bytes, short, typed
 
 PROFILE_SCHEMA = "1.0"
@@ -169,6 +169,22 @@ def _check_choice(choice: Choice, part: str, engines: list[str], source: Source)
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(names)
+
+
+def most_threads() -> int:
+    """The most threads that an engine may be asked to compute with: four per logical CPU, at least 64."""
+    return max(64, 4 * (os.cpu_count() or 1))
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises UsageError for a number of threads out of range; None leaves it to the engine.
+
+    An engine that is asked for 100000 threads takes the machine down, or aborts the process.
+    """
+    if threads is None:
+        return
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most_threads():
+        raise UsageError(f"threads must be a whole number from 1 to {most_threads()} here, not {threads!r}")
 
 
 @dataclass(frozen=True)

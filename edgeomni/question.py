@@ -92,7 +92,7 @@ class Question:
             raise UsageError("channel picks one of a sound file's channels; samples are mono, so leave it out")
         rate = spec.front_end.sample_rate if self.sample_rate is None else self.sample_rate
         sound.check_rate(rate, "audio")
-        sound.check(samples)
+        sound.as_samples(samples)
         heard = len(samples) * spec.front_end.sample_rate // rate
         self._check_length(heard, _window_samples(self.window, heard, spec), spec)
 
@@ -113,10 +113,11 @@ class Question:
         if not isinstance(self.audio, np.ndarray):
             with spans("load"):
                 return sound.read(self.audio, rate, self.channel)
+        samples = sound.as_samples(self.audio)
         if self.sample_rate in (None, rate):
-            return self.audio
+            return samples
         with spans("load"):
-            return sound.resample(self.audio, self.sample_rate, rate)
+            return sound.resample(samples, self.sample_rate, rate)
 
     def _check_length(self, samples: int, limit: int, spec: OmniSpec) -> None:
         rate = spec.front_end.sample_rate

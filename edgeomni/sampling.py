@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 
 from .arrays import F32, F64, I64
 from .errors import UsageError
+
+TEMPERATURES = (1e-3, 100.0)
+"""Temperatures accepted besides 0, which is greedy. Below, logits divided by it overflow; above, all ids are alike."""
+PENALTIES = (0.1, 10.0)
+"""Repetition penalties accepted; useful ones lie between 1 and 2."""
+MOST_IDS = 2**31 - 1
+LARGEST_SEED = 2**63 - 1
+
+
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Raises UsageError for a seed that is no whole number from 0 to LARGEST_SEED."""
+    if not _is_whole(seed, 0, LARGEST_SEED):
+        raise UsageError(f"{name} must be a whole number from 0 to 2**63 - 1, not {seed!r}")
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -16,6 +38,8 @@ class Sampling:
     """How ids are chosen. The defaults are the published model's: top_k 1, which is greedy.
 
     `top_k` None or 0 keeps all; filters apply in the order top-k, temperature, top-p (arXiv 1904.09751).
+    `temperature` is 0 (greedy) or within TEMPERATURES, `repetition_penalty` within PENALTIES, `top_p` above 0 and at
+    most 1, `seed` from 0 to 2**63 - 1. Raises UsageError that names the value otherwise.
     """
 
     greedy: bool = False
@@ -26,14 +50,24 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise UsageError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
-        if self.top_k is not None and self.top_k < 0:
-            raise UsageError(f"top_k must be 0 (keep all) or more, not {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p must lie above 0 and at most 1, not {self.top_p}")
-        if not self.repetition_penalty > 0:
-            raise UsageError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+        coldest, hottest = TEMPERATURES
+        if not _is_number(self.temperature) or not (self.temperature == 0 or coldest <= self.temperature <= hottest):
+            raise UsageError(
+                f"temperature must lie between {coldest:g} and {hottest:g}, not {self.temperature!r}; "
+                "for the likeliest id always, say --greedy (or temperature 0)"
+            )
+        if self.top_k is not None and not _is_whole(self.top_k, 0, MOST_IDS):
+            raise UsageError(f"top_k must be a whole number from 0 (keep all) to {MOST_IDS}, not {self.top_k!r}")
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p must lie above 0 and be at most 1, not {self.top_p!r}")
+        weakest, strongest = PENALTIES
+        if not _is_number(self.repetition_penalty) or not weakest <= self.repetition_penalty <= strongest:
+            raise UsageError(
+                f"repetition_penalty must lie between {weakest:g} and {strongest:g} (1 is none), "
+                f"not {self.repetition_penalty!r}"
+            )
+        if self.seed is not None:
+            check_seed(self.seed)
 
     @property
     def deterministic(self) -> bool:

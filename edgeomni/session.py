@@ -23,7 +23,8 @@ from .bundle import Bundle, is_bundle
 from .components import Components, OpenOptions
 from .engines import COMPONENTS, Device, EngineName
 from .errors import CheckpointError, UsageError
-from .generate import Forced, Options
+from .generate import Forced, Options, check_lengths
+from .hardware import check_threads
 from .interrupt import Interrupt
 from .question import LongAudio, Question, Sound, Window
 from .sampling import Sampling
@@ -78,6 +79,7 @@ class Session:
         """
         if device not in get_args(Device):
             raise UsageError(f"unknown device {device!r}; known are {', '.join(get_args(Device))}")
+        check_threads(threads)
         if isinstance(source, Bundle) or is_bundle(source):
             bundle = source if isinstance(source, Bundle) else Bundle.open(source)
             return cls._of_bundle(bundle, threads, device, engine)
@@ -205,10 +207,10 @@ class Session:
         model = self.model
         question = Question(task, audio, text, sample_rate, channel, encoder_window, long_audio, two_row, history)
         question.check(model.spec, model.tokenizer)
-        _check_limits(model.spec, max_length, noise_seed, forced_codes)
         frames = audio_frames(task, max_seconds, model.spec)
         forced = Forced(forced_codes, forced_text_end)
         options = Options(sampling or Sampling(), max_length, strict, noise_seed, forced)
+        check_lengths(model.spec, options)
         interrupt = Interrupt()
         answer = Answer(model, question, options, frames, interrupt, began)
         return self._started(Turn(answer.events(), interrupt))
@@ -236,12 +238,3 @@ def _owned(components: Components, spec: OmniSpec, tokenizer_json: str | None) -
     model = Model(components, spec, Tokenizer(tokenizer_json, spec.layout))
     weakref.finalize(model, components.close).atexit = False
     return model
-
-
-def _check_limits(spec: OmniSpec, max_length: int | None, noise_seed: int | None, forced_codes: I64 | None) -> None:
-    if max_length is not None and max_length < 1:
-        raise UsageError(f"max_length counts frames, prompt included, and must be 1 or more, not {max_length}")
-    if noise_seed is not None and noise_seed < 0:
-        raise UsageError(f"noise_seed must be 0 or more, not {noise_seed}")
-    if forced_codes is not None and (forced_codes.ndim != 2 or forced_codes.shape[1] != spec.layout.streams):
-        raise UsageError(f"forced_codes must be [frames, {spec.layout.streams}], not {list(forced_codes.shape)}")

@@ -12,6 +12,7 @@ from transformers import (
     LlamaConfig,
     MimiConfig,
     MimiModel,
+    MistralConfig,
     Qwen2Config,
     Qwen3Config,
     WhisperConfig,
@@ -40,6 +41,9 @@ LLMS: dict[str, tuple[type, dict[str, Any]]] = {
     "llama": (LlamaConfig, {"tie_word_embeddings": False}),
     "llama-bias": (LlamaConfig, {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "llama3-rope": (LlamaConfig, {"rope_parameters": LLAMA3, "max_position_embeddings": 512}),
+    "mistral": (MistralConfig, {"sliding_window": None, "head_dim": 24}),
+    "mistral-window": (MistralConfig, {"sliding_window": 80}),
+    "qwen2-window": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 80, "max_window_layers": 1}),
     "llama-yarn": (LlamaConfig, {"rope_parameters": YARN, "max_position_embeddings": 256}),
 }
 

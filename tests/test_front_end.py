@@ -35,10 +35,10 @@ def test_a_peak_of_exactly_the_limit_is_speech() -> None:
     for sign in (1, -1):
         samples = np.zeros(100, np.float32)
         samples[50] = sign * peak
-        audio.check(samples)
+        audio.as_samples(samples)
         samples[50] = sign * np.nextafter(peak, np.float32(0))
         with pytest.raises(AudioError, match="is silent"):
-            audio.check(samples)
+            audio.as_samples(samples)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -46,15 +46,15 @@ def test_one_bad_sample_among_good_ones_is_found(bad: float) -> None:
     samples = noise(100)
     samples[99] = bad
     with pytest.raises(AudioError, match="q: contains NaN or infinite"):
-        audio.check(samples, "q")
+        audio.as_samples(samples, "q")
 
 
 def test_arrays_that_are_no_mono_recording() -> None:
-    audio.check(noise(1))
+    audio.as_samples(noise(1))
     with pytest.raises(AudioError, match="zero length"):
-        audio.check(np.zeros(0, np.float32))
+        audio.as_samples(np.zeros(0, np.float32))
     with pytest.raises(AudioError, match=r"mono samples.*\(2, 5\)"):
-        audio.check(noise(10).reshape(2, 5))
+        audio.as_samples(noise(10).reshape(2, 5))
 
 
 @pytest.mark.parametrize(("rate", "kept"), [(3999, False), (4000, True), (96000, True), (96001, False)])

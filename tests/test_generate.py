@@ -100,6 +100,37 @@ def test_max_length_counts_the_prompt() -> None:
         answer(s, max_length=prompt)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"max_length": 0}, "max_length must .* above 0, not 0"),
+        ({"max_length": -3}, "max_length must .* not -3"),
+        ({"max_length": 2.5}, "max_length must .* not 2.5"),
+        ({"max_length": True}, "max_length must .* not True"),
+        ({"forced_text_end": 0}, "text_end must .* not 0"),
+        ({"forced_codes": np.zeros((0, 7), np.int64)}, r"\[frames, 7\], not \(0, 7\)"),
+        ({"forced_codes": np.zeros((3, 6), np.int64)}, r"\[frames, 7\], not \(3, 6\)"),
+        ({"forced_codes": np.zeros(7, np.int64)}, r"\[frames, 7\], not \(7,\)"),
+        ({"noise_seed": -1}, "noise_seed must .* not -1"),
+    ],
+)
+def test_lengths_and_seeds_that_make_no_sense(wrong: dict[str, object], said: str) -> None:
+    spec = small_spec()
+    s = session(spec, script(spec, 20))
+    with pytest.raises(UsageError, match=said):
+        answer(s, **wrong)  # type: ignore[arg-type]
+    assert answer(s, forced_text_end=np.int64(1))[2].reason == "eoa", "and the session goes on"
+
+
+def test_samples_that_were_not_scaled_are_refused() -> None:
+    spec = small_spec()
+    s = session(spec, script(spec, 20))
+    with pytest.raises(AudioError, match="divide int16 by 32768"):
+        answer(s, audio=(NOISE[:1600] * 32767).astype(np.int16))
+    doubles = answer(s, audio=NOISE[:1600].astype(np.float64))
+    assert doubles[2].reason == "eoa"
+
+
 @pytest.mark.parametrize("frames", [1, 6, 7])
 def test_answer_shorter_than_the_delay_is_empty_audio(frames: int) -> None:
     spec = small_spec()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeomni import hardware
-from edgeomni.errors import GateError, ProfileError
+from edgeomni.errors import GateError, ProfileError, UsageError
 from edgeomni.hardware import closest_profile, detect, load_profile, profile_names
 
 SHIPPED = {"desktop-rtx-4090", "jetson-agx-orin-64gb", "jetson-orin-nano-8gb", "x86-avx2", "x86-avx512"}
@@ -28,6 +29,17 @@ def test_every_shipped_profile_is_whole(name: str) -> None:
 
 def test_the_first_five_devices_are_there() -> None:
     assert set(profile_names()) >= SHIPPED
+
+
+@pytest.mark.parametrize(("cores", "most"), [(None, 64), (2, 64), (16, 64), (17, 68), (128, 512)])
+def test_threads_are_bounded_by_the_machine(cores: int | None, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    for fine in (None, 1, most):
+        hardware.check_threads(fine)
+    wrong: list[Any] = [0, -1, most + 1, 100_000, 2.0, True, "2"]
+    for threads in wrong:
+        with pytest.raises(UsageError, match=f"from 1 to {most} here, not {threads!r}"):
+            hardware.check_threads(threads)
 
 
 @pytest.mark.parametrize(

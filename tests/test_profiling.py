@@ -98,6 +98,32 @@ def test_a_report_is_saved_whole_or_not_at_all(
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+WRONG_JOBS: dict[str, list[Any]] = {
+    "seconds": [float("inf"), float("nan"), 1e9, 600.1, 0.09, -1.0, True],
+    "turns": [0, -1, 10**9, 100_001, 1.5, None, True],
+    "warmup": [-1, 100_001, None],
+    "forced_frames": [-1, 100_001, 2.0],
+    "forced_text_end": [0, 100_001],
+    "threads": [0, -1, 100_000, True],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, value) for n, values in WRONG_JOBS.items() for value in values])
+def test_jobs_that_would_never_end_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name} must .*not {value!r}$"):
+        measure.Job("nowhere", **{name: value})
+
+
+def test_jobs_at_their_bounds() -> None:
+    measure.Job("nowhere", seconds=0.1, turns=1, warmup=0, forced_frames=0, forced_text_end=1, threads=1)
+    measure.Job("nowhere", seconds=600.0, turns=100_000, warmup=100_000, forced_frames=100_000, forced_text_end=100_000)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_few_forced_frames(fake_session: Session, frames: int) -> None:
+    assert measured(forced_frames=frames)["forced_frames"] == frames
+
+
 def test_the_child_process_hands_its_errors_on(tmp_path: Path) -> None:
     with pytest.raises(EdgeOmniError, match="no such bundle or checkpoint"):
         measure.measure_apart(measure.Job(str(tmp_path / "gone")))
@@ -292,7 +318,7 @@ def test_forced_frames_and_the_end_of_their_text(monkeypatch: pytest.MonkeyPatch
     for weights in ("trained", None):
         _, how, forced = asked(monkeypatch, weights, forced_frames=10)
         assert (forced, len(how["forced_codes"]), how["forced_text_end"]) == (10, 10, 3)
-    assert asked(monkeypatch, forced_frames=10, forced_text_end=0)[1]["forced_text_end"] == 0
+    assert asked(monkeypatch, forced_frames=10, forced_text_end=1)[1]["forced_text_end"] == 1
 
 
 REPORT: dict[str, Any] = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -103,7 +106,7 @@ def test_large_logits_do_not_overflow() -> None:
 )
 def test_top_k_keeps_the_k_likeliest_in_their_order(top_k: int, possible: list[int]) -> None:
     logits = np.array([1.0, 5.0, 4.0, 0.0, 6.0], np.float32)
-    for how in (rule(top_k=top_k, temperature=1e6), rule(top_k=top_k, temperature=1e6, top_p=0.9999)):
+    for how in (rule(top_k=top_k, temperature=100), rule(top_k=top_k, temperature=100, top_p=0.9999)):
         drawn = [choose(logits, u, how) for u in np.linspace(0, ALMOST_1, 50)]
         assert sorted(set(drawn)) == possible
         assert drawn == sorted(drawn), "shares lie in the order of the ids"
@@ -230,22 +233,30 @@ def test_a_penalty_comes_before_the_draw() -> None:
 # --- what makes no sense
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"temperature": -1.0},
-        {"top_k": -2},
-        {"top_p": 0.0},
-        {"top_p": 1.5},
-        {"repetition_penalty": 0.0},
-        {"temperature": float("nan")},
-    ],
-)
-def test_nonsense_is_a_usage_error(wrong: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match=next(iter(wrong))):
-        Sampling(**wrong)  # type: ignore[arg-type]
+NAN, INF = float("nan"), float("inf")
+WRONG: dict[str, list[Any]] = {
+    "temperature": [-1.0, NAN, INF, 1e-300, 1e-45, 9.99e-4, 100.1, True, "1"],
+    "top_k": [-1, 2**31, 1.5, True, "1"],
+    "top_p": [0.0, -0.5, 1.0001, NAN, True, "1"],
+    "repetition_penalty": [0.0, 0.0999, 10.01, NAN, INF, 1e-300, True, "1"],
+    "seed": [-1, 2**63, 0.5, True, "1"],
+}
+RIGHT: dict[str, list[Any]] = {
+    "temperature": [0, 0.0, 1e-3, 1, 100.0, np.float32(0.5)],
+    "top_k": [None, 0, 1, 2**31 - 1, np.int64(3)],
+    "top_p": [1e-9, 0.5, 1.0, 1],
+    "repetition_penalty": [0.1, 1, 10.0],
+    "seed": [None, 0, 2**63 - 1, np.int32(7)],
+}
 
 
-def test_the_ends_of_each_range_are_sense() -> None:
-    kept = Sampling(temperature=0, top_k=0, top_p=1, repetition_penalty=1e-3)
-    assert (kept.temperature, kept.top_k, kept.top_p) == (0, 0, 1)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_nonsense_is_a_usage_error_that_names_it(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name} must .*{re.escape(repr(value))}"):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in RIGHT.items() for value in values])
+def test_every_value_within_the_bounds_samples(name: str, value: Any) -> None:
+    sampler = Sampler(Sampling(**{"temperature": 1.0, "top_k": 0, name: value}))
+    assert 0 <= sampler.text(LOGITS, [1]) < 4

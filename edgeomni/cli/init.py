@@ -11,10 +11,13 @@ from .common import force_option, options
 
 parts = options(
     click.option("--encoder", help="Whisper encoder: hub id or directory (openai/whisper-small)."),
-    click.option("--llm", help="Qwen2, Qwen3 or Llama-type body: hub id or directory (Qwen/Qwen2-0.5B)."),
+    click.option("--llm", help="Qwen2, Qwen3, Llama or Mistral: hub id or directory (Qwen/Qwen2-0.5B)."),
     click.option("--codec", help="SNAC or Mimi: hub id or directory (hubertsiuzdak/snac_24khz)."),
     click.option("--adapter", type=click.Choice(["linear", "swiglu"]), default="swiglu", show_default=True),
     click.option("--tts-layers", type=click.IntRange(0), default=0, show_default=True, help="Blocks of a TTS adapter."),
+    click.option(
+        "--streams", type=click.IntRange(1), help="Codebooks of Mimi that the model speaks [default: up to 8]."
+    ),
 )
 random_source = options(
     click.option("--preset", type=click.Choice(["mini-omni", "tiny"]), help="Sizes of a known model."),
@@ -43,14 +46,26 @@ def init_(output: str, recipe: bool, force: bool, **source: Any) -> None:
     if recipe:
         checkpoints.save_preset(source["preset"], source["seed"], output, force=force)
     else:
-        checkpoints.save(_build(source), output, force=force)
+        model = _build(source)
+        checkpoints.save(model, output, force=force)
+        if untrained := model.provenance.get("untrained"):
+            click.echo(untrained_sentence(untrained), err=True)
     click.echo(f"{output}: written", err=True)
+
+
+def untrained_sentence(untrained: str) -> str:
+    """What to expect of a model whose parts in the provenance's list ("adapter, audio rows") are untrained."""
+    *most, last = untrained.split(", ")
+    names = f"{', the '.join(most)} and the {last}" if most else last
+    return f"The {names} are untrained: this checkpoint answers noise until it is trained."
 
 
 def check_source(source: dict[str, Any], recipe: bool) -> None:
     """Raises UsageError unless the options name either three parts or a random preset."""
     check_preset(source["preset"], source["random"])
     given = [k for k in ("encoder", "llm", "codec") if source[k]]
+    if source["streams"] and not given:
+        raise UsageError("--streams is for a Mimi codec: compose from --encoder, --llm and --codec with it")
     if source["preset"] and given:
         raise UsageError(f"--preset brings all parts; leave --{' --'.join(given)} out")
     if not source["preset"] and len(given) < 3:
@@ -71,4 +86,5 @@ def _build(source: dict[str, Any]) -> Any:
 
     if source["preset"]:
         return checkpoints.preset(source["preset"], source["seed"])
-    return checkpoints.compose(**{k: source[k] for k in ("encoder", "llm", "codec", "adapter", "tts_layers", "seed")})
+    options = ("encoder", "llm", "codec", "adapter", "tts_layers", "streams", "seed")
+    return checkpoints.compose(**{k: source[k] for k in options})

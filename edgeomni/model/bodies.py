@@ -1,11 +1,13 @@
 """Decoder bodies: BodySpec <-> transformers config, the un-normed forward over their layers, the KV cache.
 
 Qwen2 (arXiv 2407.10671), Qwen3 (arXiv 2505.09388) and Llama (arXiv 2302.13971) differ in biases and q/k norms
-only, so that one forward over `layers` serves all of them.
+only, so that one forward over `layers` serves all of them. Mistral (arXiv 2310.06825) is Llama but for its sliding
+window: within the window both attend to everything, and the context never exceeds it (`max_context`).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -83,7 +85,13 @@ def rebuild_rotary(model: nn.Module) -> None:
 
 
 def config_of(body: BodySpec, context: int, layers: int) -> PreTrainedConfig:
-    """transformers config of `layers` layers of that body. Raises SpecError for biases that the type lacks."""
+    """transformers config of `layers` layers of that body.
+
+    Raises SpecError for biases that the type lacks, and for a rope_theta or norm_eps that is no usable number.
+    """
+    for name, value in (("rope_theta", body.rope_theta), ("norm_eps", body.norm_eps)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise SpecError(f"body.{name} must be a finite number above 0, not {value!r}")
     rope = {"rope_type": "default", **(body.rope_scaling or {}), "rope_theta": body.rope_theta}
     shared: dict[str, Any] = {
         "vocab_size": 1,
@@ -119,10 +127,10 @@ def config_of(body: BodySpec, context: int, layers: int) -> PreTrainedConfig:
 
 
 def spec_of(config: PreTrainedConfig, where: str) -> BodySpec:
-    """BodySpec of a transformers config. Raises CheckpointError for a type or feature not supported."""
-    kind = config.model_type
+    """BodySpec of a transformers config; Mistral's is Llama's. Raises CheckpointError for what is not supported."""
+    kind = {"mistral": "llama"}.get(config.model_type, config.model_type)
     if kind not in ("qwen2", "qwen3", "llama"):
-        raise CheckpointError(f"{where}: body type {kind!r}; supported are qwen2, qwen3 and llama")
+        raise CheckpointError(f"{where}: body type {kind!r}; supported are qwen2, qwen3, llama and mistral")
     if config.hidden_act != "silu":
         raise CheckpointError(f"{where}: activation {config.hidden_act!r}; supported is silu")
     bias = kind == "qwen2" or bool(getattr(config, "attention_bias", False))
@@ -146,9 +154,18 @@ def spec_of(config: PreTrainedConfig, where: str) -> BodySpec:
 
 
 def max_context(config: PreTrainedConfig) -> int:
-    """Frames up to which the body attends to everything: its positions, or its sliding window if shorter."""
-    window = getattr(config, "sliding_window", None)
-    return min(config.max_position_embeddings, window or config.max_position_embeddings)
+    """Frames up to which every layer attends to all of them: its positions, or its sliding window if that is shorter.
+
+    Mistral slides in all layers as soon as it has a window. Qwen2 and Qwen3 slide in the layers that `layer_types`
+    names, which transformers derives from use_sliding_window, sliding_window and max_window_layers.
+    Raises CheckpointError for a kind of attention that is not known.
+    """
+    positions, window = config.max_position_embeddings, getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if unknown := sorted(kinds - {"full_attention", "sliding_attention"}):
+        raise CheckpointError(f"attention of type {unknown[0]!r}; supported are full_attention and sliding_attention")
+    slides = window is not None and ("sliding_attention" in kinds or config.model_type == "mistral")
+    return min(positions, window) if slides else positions
 
 
 def _rope_of(config: PreTrainedConfig, where: str) -> tuple[float, dict[str, Any] | None]:

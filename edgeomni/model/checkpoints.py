@@ -7,6 +7,7 @@ Directory kinds, told apart by content: "edgeomni" (our own, saved whole), "mini
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,15 +19,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import CheckpointError, EdgeOmniError, SpecError
+from ..errors import CheckpointError, EdgeOmniError, SpecError, UsageError
 from ..outputs import check_directory, first_few, new_directory, strangers
-from ..schema import Source, parse_json, read_bytes, short
+from ..sampling import check_seed
+from ..schema import Source, parse_json, read_bytes
 from . import codecs, mini_omni, own_config, presets
 from .compose import compose
 from .omni import OmniModel, fill, skeleton
 from .own_config import FORMAT, VERSION, OwnConfig
 from .presets import preset
-from .tensors import differences, digest, read_safetensors, refuse, shapes_of
+from .tensors import (
+    differences,
+    digest,
+    read_safetensors,
+    read_text,
+    refuse,
+    refuse_unusable,
+    shapes_of,
+)
+
+logger = logging.getLogger("edgeomni")
 
 __all__ = ["check_target", "compose", "kind_of", "load", "preset", "save", "save_preset"]
 
@@ -102,6 +114,7 @@ def save_preset(name: str, seed: int, directory: str | os.PathLike[str], *, forc
 
     Its "spec" is there for readers: `load` goes by name and seed.
     """
+    check_seed(seed)
     recipe = {"preset": name, "seed": seed, "spec": presets.spec_of(name).to_dict()}
     return _write_whole(Path(directory), lambda target: _write_config(target, recipe), force)
 
@@ -110,12 +123,15 @@ def _load_own(directory: Path) -> OmniModel:
     config = own_config.read(directory / CONFIG)
     if isinstance(config, own_config.RecipeConfig):  # the file changed since `kind_of` read it
         return preset(config.preset, config.seed)
-    model = _own_skeleton(config, directory / WEIGHTS)
+    model, where = _own_skeleton(config, directory / WEIGHTS), str(directory / WEIGHTS)
     tensors = read_safetensors(directory / WEIGHTS)
-    refuse(str(directory / WEIGHTS), differences(shapes_of(model.state_dict()), shapes_of(tensors)))
+    refuse(where, differences(shapes_of(model.state_dict()), shapes_of(tensors)))
+    refuse_unusable(where, tensors)
     fill(model, tensors)
     tokenizer = directory / TOKENIZER
-    model.tokenizer_json = tokenizer.read_text(encoding="utf-8") if tokenizer.is_file() else None
+    model.tokenizer_json = read_text(tokenizer) if tokenizer.is_file() else None
+    if limit := config.provenance.get("limit"):
+        logger.warning("%s", limit)
     hashed = [p for p in (directory / CONFIG, directory / WEIGHTS, tokenizer) if p.is_file()]
     model.provenance = {**config.provenance, "source_hash": digest(hashed)}
     model.licences = dict(config.licences)
@@ -130,10 +146,10 @@ def _load_parts(directory: Path) -> OmniModel:
 def _load_preset(directory: Path) -> OmniModel:
     config = own_config.read(directory / CONFIG)
     assert isinstance(config, own_config.RecipeConfig)
-    if config.preset not in presets.PRESETS:
-        known = ", ".join(presets.PRESETS)
-        raise CheckpointError(f"{directory / CONFIG}: $.preset is {short(config.preset)}; known are {known}")
-    return preset(config.preset, config.seed)
+    try:
+        return preset(config.preset, config.seed)
+    except UsageError as exc:
+        raise CheckpointError(f"{directory / CONFIG}: {exc}") from exc
 
 
 def _own_skeleton(config: OwnConfig, weights: Path) -> OmniModel:

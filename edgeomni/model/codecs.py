@@ -7,8 +7,10 @@ A codec's configuration is a plain dict: {"kind": "snac", **SNAC's keyword argum
 from __future__ import annotations
 
 import math
+import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from transformers import MimiConfig, MimiModel
 
 from ..errors import CheckpointError
 from ..spec import CodecSpec
+from .tensors import refuse, translated
 
 with warnings.catch_warnings():  # snac scripts its activation with torch.jit, which newer torch deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -24,6 +27,8 @@ with warnings.catch_warnings():  # snac scripts its activation with torch.jit, w
     from snac.layers import NoiseBlock
 
 Noise = int | Sequence[Tensor] | None
+MOST_LATENTS_PER_WINDOW = 4096
+"""Largest attention window of SNAC's LocalMHA that is read (32 kHz: 32). Answers are padded to whole windows."""
 _WEIGHT_NORM = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
 
 
@@ -45,32 +50,78 @@ class SwitchedNoise(NoiseBlock):  # type: ignore[misc]
 def build(config: Mapping[str, Any]) -> nn.Module:
     """SNAC or MimiModel of that configuration, weights not loaded. Raises CheckpointError for a bad one."""
     kind, rest = config.get("kind"), {k: v for k, v in config.items() if k != "kind"}
-    try:
+    with _readable():
         if kind == "mimi":
             return MimiModel(MimiConfig.from_dict(dict(rest["config"]))).eval()
         if kind == "snac":
             return _with_switched_noise(SNAC(**rest)).eval()
-    except (TypeError, ValueError, KeyError) as exc:
-        raise CheckpointError(f"codec configuration: {exc}; use the codec's own config.json") from exc
-    raise CheckpointError(f"codec kind {kind!r}; supported are snac and mimi")
+    raise CheckpointError(f"codec kind {reprlib.repr(kind)}; supported are snac and mimi")
 
 
 def spec_of(config: Mapping[str, Any]) -> CodecSpec:
-    """CodecSpec of that configuration."""
-    try:
+    """CodecSpec of that configuration. Raises CheckpointError for a bad one."""
+    with _readable():
         if config["kind"] == "mimi":
             return _mimi_spec(MimiConfig.from_dict(dict(config["config"])), config["streams"])
         hop = math.prod(config["decoder_rates"])
+        window = config.get("attn_window_size")
+        if window is not None and (type(window) is not int or not 1 <= window <= MOST_LATENTS_PER_WINDOW):
+            raise CheckpointError(
+                f"codec configuration: attn_window_size {reprlib.repr(window)} is no whole number from 1 to "
+                f"{MOST_LATENTS_PER_WINDOW}"
+            )
         return CodecSpec(
             "snac",
             config["sampling_rate"],
             config["codebook_size"],
             tuple(config["vq_strides"]),
             hop,
-            config.get("attn_window_size"),
+            window,
         )
-    except KeyError as exc:
-        raise CheckpointError(f"codec configuration lacks {exc}; use the codec's own config.json") from exc
+
+
+def depths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration's numbers of layers by name, as tensors.refuse_deeper takes them, before anything is built."""
+    if config.get("kind") == "mimi":
+        own = config.get("config")
+        own = own if isinstance(own, Mapping) else {}
+        lists, counts = ["upsampling_ratios"], ["num_hidden_layers", "num_quantizers", "num_residual_layers"]
+    else:
+        own, lists, counts = config, ["encoder_rates", "decoder_rates", "vq_strides"], []
+    lengths = {f"number of {name}": len(own[name]) for name in lists if isinstance(own.get(name), (list, tuple, str))}
+    return {**lengths, **{name: own[name] for name in counts if name in own}}
+
+
+def mimi_tensors(config: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors of a Mimi's weight files -> the same under the names of this transformers' MimiModel, float32.
+
+    transformers renames its modules from time to time and knows the old names, so the renaming is left to it.
+    Raises CheckpointError for tensors that are missing or of another shape. Nothing larger than `state` is built.
+    """
+    with torch.device("meta"):
+        needed = sum(t.numel() for t in build(config).state_dict().values())
+    if needed > (held := sum(t.numel() for t in state.values())):
+        raise CheckpointError(f"{where}: config.json wants {needed} numbers, and the weights hold {held}")
+    with translated(f"{where}: not readable as a Mimi codec; download it again"):
+        typed = MimiConfig.from_dict(dict(config["config"]))
+        given = {"config": typed, "state_dict": dict(state), "dtype": torch.float32, "trust_remote_code": False}
+        model, report = MimiModel.from_pretrained(None, output_loading_info=True, **given)
+    missing = [f"missing: {name}" for name in sorted(report["missing_keys"])]
+    refuse(where, missing + [f"wrong shape: {' '.join(map(str, key))}" for key in sorted(report["mismatched_keys"])])
+    return dict(model.state_dict())
+
+
+def check_streams(config: Mapping[str, Any], streams: int | None) -> None:
+    """Raises CheckpointError where the codec cannot be spoken in `streams` streams (None: in as many as it has)."""
+    have = spec_of(config).streams
+    if streams is not None and streams != have:
+        raise CheckpointError(
+            f"{streams} streams asked of this SNAC codec, which has {have}: leave --streams out, it is for Mimi"
+        )
+
+
+def _readable() -> AbstractContextManager[None]:
+    return translated("codec configuration: not understood; use the codec's own config.json")
 
 
 def decode(codec: nn.Module, codes: Sequence[Tensor], noise: Noise = None) -> Tensor:
@@ -113,8 +164,10 @@ def _with_switched_noise(codec: SNAC) -> SNAC:
 
 
 def _mimi_spec(config: MimiConfig, streams: int) -> CodecSpec:
-    if not 1 <= streams <= config.num_quantizers:
-        raise CheckpointError(f"{streams} streams asked of Mimi, which has {config.num_quantizers} codebooks")
+    if not isinstance(streams, int) or not 1 <= streams <= config.num_quantizers:
+        raise CheckpointError(
+            f"{reprlib.repr(streams)} streams asked of Mimi, which has {config.num_quantizers} codebooks"
+        )
     hop = round(config.sampling_rate / config.frame_rate)
     return CodecSpec("mimi", config.sampling_rate, config.codebook_size, (1,) * streams, hop)
 

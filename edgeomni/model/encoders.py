@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import WhisperConfig
@@ -12,6 +14,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from ..errors import AudioError, CheckpointError
 from ..spec import AdapterSpec, EncoderSpec, FrontEndSpec
+from .tensors import state_of
 
 # transformers names -> openai-whisper names (openai/whisper, whisper/model.py)
 _OPENAI_NAMES = (
@@ -86,6 +89,12 @@ def build_adapter(adapter: AdapterSpec, width: int, out: int) -> nn.Module:
     return LinearAdapter(width, out, adapter.bias)
 
 
+def names(encoder: EncoderSpec) -> list[str]:
+    """The names of the encoder's tensors (transformers', without prefix), for any number of mel bands."""
+    with torch.device("meta"):
+        return list(build(encoder, 1).state_dict())
+
+
 def openai_name(name: str) -> str:
     """`layers.0.self_attn.q_proj.weight` -> `encoder.blocks.0.attn.query.weight`."""
     for pattern, replacement in _OPENAI_NAMES:
@@ -99,6 +108,9 @@ def from_openai(checkpoint: Any, where: str) -> tuple[EncoderSpec, int, dict[str
     dims, state = parts.get("dims"), parts.get("model_state_dict")
     if not isinstance(dims, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{where}: no openai-whisper checkpoint (it needs 'dims' and 'model_state_dict')")
+    state = state_of(state, where)
+    if wrong := [f"{name} {reprlib.repr(n)}" for name, n in dims.items() if type(n) is not int]:
+        raise CheckpointError(f"{where}: its 'dims' hold no whole numbers: {', '.join(wrong)}")
     try:
         width = dims["n_audio_state"]
         spec = EncoderSpec(dims["n_audio_layer"], width, dims["n_audio_head"], 4 * width, dims["n_audio_ctx"])

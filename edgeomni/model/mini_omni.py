@@ -1,27 +1,36 @@
 """The released Mini-Omni layout: lit_model.pth (LitGPT names), openai-whisper, SNAC -> OmniModel.
 
-Facts from gpt-omni/mini-omni, litgpt/config.py and litgpt/model.py: QKV fused and interleaved per KV group
-([q * heads/groups, k, v] per group); text specials are the last 64 rows of `text_vocab_size`.
+Facts from gpt-omni/mini-omni, litgpt/config.py: text specials are the last 64 rows of `text_vocab_size`. How its
+tensors map to ours stands in mini_omni_tensors.py.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor
 
 from ..errors import CheckpointError
-from ..spec import AdapterSpec, BodySpec, OmniSpec, TokenLayout
+from ..spec import AdapterSpec, BodySpec, EncoderSpec, OmniSpec, TokenLayout
 from . import codecs, encoders
+from .mini_omni_tensors import LM_HEAD, Tensors, llm_tensors, released_shapes
 from .omni import OmniModel, fill, skeleton
-from .tensors import differences, digest, read_torch, refuse, shapes_of, state_of
-
-Tensors = dict[str, Tensor]
+from .tensors import (
+    differences,
+    digest,
+    read_json,
+    read_text,
+    read_torch,
+    refuse,
+    refuse_deeper,
+    refuse_unusable,
+    shapes_of,
+    state_of,
+    translated,
+)
 
 WEIGHTS, CONFIG, TOKENIZER = "lit_model.pth", "model_config.yaml", "tokenizer.json"
 LICENCES = {
@@ -30,7 +39,8 @@ LICENCES = {
     "codec": "MIT (hubertsiuzdak/snac)",
 }
 
-# What LitGPT can do and Mini-Omni's forward does not need; its own defaults differ, so absent keys are LitGPT's.
+# Key -> (LitGPT's default, the only value that is supported). LitGPT can build other bodies than Mini-Omni's, and a key
+# that the file leaves out has LitGPT's default there.
 _REQUIRED = {
     "norm_class_name": ("LayerNorm", "RMSNorm"),
     "mlp_class_name": ("GptNeoxMLP", "LLaMAMLP"),
@@ -42,23 +52,7 @@ _REQUIRED = {
     "rope_condense_ratio": (1, 1),
     "n_expert": (0, 0),
 }
-_BODY_NAMES = (
-    (r"input_layernorm\.", "norm_1."),
-    (r"post_attention_layernorm\.", "norm_2."),
-    (r"self_attn\.o_proj\.", "attn.proj."),
-    (r"self_attn\.[qkv]_proj\.", "attn.attn."),
-    (r"mlp\.gate_proj\.", "mlp.fc_1."),
-    (r"mlp\.up_proj\.", "mlp.fc_2."),
-    (r"mlp\.down_proj\.", "mlp.proj."),
-    (r"^body\.layers\.", "transformer.h."),
-    (r"^tts\.layers\.", "transformer.post_adapter."),
-    (r"^body\.norm\.", "transformer.ln_f."),
-    (r"^tts\.norm\.", "transformer.post_adapter_audio_ln."),
-    (r"^adapter\.", "whisper_adapter."),
-    (r"^embedding\.", "transformer.wte."),
-)
-_LM_HEAD = "lm_head.weight"
-_TTS_HEAD = "transformer.post_adapter_audio_lm_head.weight"
+_DEEPEST_YAML = 10
 
 
 @dataclass(frozen=True)
@@ -74,6 +68,17 @@ class Files:
         return list(vars(self).values())
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """What the three weight files hold: the LLM with adapter, the Whisper encoder with its sizes, the codec."""
+
+    released: Tensors
+    encoder: EncoderSpec
+    n_mels: int
+    whisper: Tensors
+    snac: Tensors
+
+
 def is_layout(directory: Path) -> bool:
     return (directory / WEIGHTS).is_file() or (directory / CONFIG).is_file()
 
@@ -82,33 +87,23 @@ def load(directory: Path) -> OmniModel:
     """Reads the layout. Raises CheckpointError naming all files, or all tensors, that are missing or do not fit."""
     files = _locate(directory)
     config = _read_config(files.config)
-    released = state_of(read_torch(files.weights), files.weights)
-    encoder, n_mels, whisper = encoders.from_openai(read_torch(files.whisper), str(files.whisper))
     codec_config = snac_config(files.snac_config)
-    snac = codecs.modern_names(state_of(read_torch(files.snac_weights), files.snac_weights))
-    has_tts = bool(config.get("post_adapter")) and any("post_adapter" in name for name in released)
-    spec = OmniSpec(
-        front_end=encoders.front_end(encoder, n_mels),
-        encoder=encoder,
-        adapter=_adapter_spec(config),
-        body=_body_spec(config),
-        layout=_layout(config, codec_config),
-        codec=codecs.spec_of(codec_config),
-        context=config["block_size"],
-        tied=bool(config.get("tie_word_embeddings", False)),
-        tts_layers=config.get("post_adapter_layers", 6) if has_tts else 0,
-    )
-    model = skeleton(spec, codec_config)
-    refuse(str(directory), _problems(model, config.get("padded_vocab_size"), released, whisper, snac))
+    weights = _read_weights(files)
+    with translated(f"{files.config}: values that make no model"):
+        spec = _spec_of(config, codec_config, weights)
+        _refuse_deeper(files, spec, codec_config, weights)
+        model = skeleton(spec, codec_config)
+        refuse(str(directory), _problems(model, config.get("padded_vocab_size"), weights))
+    _refuse_unusable(files, weights, model.spec.tied)
     fill(
         model,
         {
-            **_llm_tensors(model, released),
-            **{f"encoder.{n}": whisper[encoders.openai_name(n)] for n in model.encoder.state_dict()},
-            **{f"codec.{n}": t for n, t in snac.items()},
+            **llm_tensors(model, weights.released),
+            **{f"encoder.{n}": weights.whisper[encoders.openai_name(n)] for n in model.encoder.state_dict()},
+            **{f"codec.{n}": t for n, t in weights.snac.items()},
         },
     )
-    model.tokenizer_json = files.tokenizer.read_text(encoding="utf-8")
+    model.tokenizer_json = read_text(files.tokenizer)
     model.provenance = {
         "weights": "trained",
         "kind": "mini-omni",
@@ -119,15 +114,49 @@ def load(directory: Path) -> OmniModel:
     return model
 
 
+def _read_weights(files: Files) -> _Weights:
+    released = state_of(read_torch(files.weights), files.weights)
+    encoder, n_mels, whisper = encoders.from_openai(read_torch(files.whisper), str(files.whisper))
+    snac = codecs.modern_names(state_of(read_torch(files.snac_weights), files.snac_weights))
+    return _Weights(released, encoder, n_mels, whisper, snac)
+
+
+def _spec_of(config: dict[str, Any], codec_config: dict[str, Any], weights: _Weights) -> OmniSpec:
+    has_tts = bool(config.get("post_adapter")) and any("post_adapter" in name for name in weights.released)
+    return OmniSpec(
+        front_end=encoders.front_end(weights.encoder, weights.n_mels),
+        encoder=weights.encoder,
+        adapter=_adapter_spec(config),
+        body=_body_spec(config),
+        layout=_layout(config, codec_config),
+        codec=codecs.spec_of(codec_config),
+        context=config["block_size"],
+        tied=bool(config.get("tie_word_embeddings", False)),
+        tts_layers=config.get("post_adapter_layers", 6) if has_tts else 0,
+    )
+
+
+def _refuse_deeper(files: Files, spec: OmniSpec, codec_config: dict[str, Any], weights: _Weights) -> None:
+    """Before anything is built: no configuration may announce more layers than its file has tensors."""
+    layers = {"n_layer": spec.body.layers, "post_adapter_layers": spec.tts_layers}
+    refuse_deeper(str(files.config), layers, len(weights.released))
+    refuse_deeper(str(files.whisper), {"n_audio_layer": spec.encoder.layers}, len(weights.whisper))
+    refuse_deeper(str(files.snac_config), codecs.depths(codec_config), len(weights.snac))
+
+
+def _refuse_unusable(files: Files, weights: _Weights, tied: bool) -> None:
+    used = {name: tensor for name, tensor in weights.released.items() if not (tied and name == LM_HEAD)}
+    refuse_unusable(str(files.weights), used)
+    refuse_unusable(str(files.whisper), weights.whisper)
+    refuse_unusable(str(files.snac_weights), weights.snac)
+
+
 def snac_config(path: Path) -> dict[str, Any]:
-    """A SNAC directory's config.json as a codec configuration."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise CheckpointError(f"{path}: no readable codec configuration ({exc}); download it again") from exc
-    if not isinstance(config, dict) or "vq_strides" not in config:
+    """A SNAC directory's config.json as a codec configuration. Raises CheckpointError for anything else."""
+    config = read_json(path)
+    if "vq_strides" not in config:
         raise CheckpointError(f"{path}: not a SNAC configuration (it has no vq_strides)")
-    return {"kind": "snac", **config}
+    return {**config, "kind": "snac"}
 
 
 def _locate(directory: Path) -> Files:
@@ -162,23 +191,38 @@ def _whisper_file(directory: Path) -> Path:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise CheckpointError(f"{path}: not readable as YAML ({exc}); download it again") from exc
+    with translated(f"{path}: not readable as YAML; download it again"):
+        text = path.read_text(encoding="utf-8")
+        _refuse_elaborate_yaml(text, path)
+        config = yaml.safe_load(text)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: not a model configuration; download it again")
     needed = ("n_layer", "n_embd", "n_head", "intermediate_size", "block_size")
     if missing := [key for key in needed if not isinstance(config.get(key), int)]:
         raise CheckpointError(f"{path}: {', '.join(missing)} missing or no whole number(s)")
     wrong = [
-        f"{key} is {config.get(key, default)!r}, not {value!r}"
+        f"{key} is {reprlib.repr(config.get(key, default))}, not {value!r}"
         for key, (default, value) in _REQUIRED.items()
         if config.get(key, default) != value
     ]
     if wrong:
         raise CheckpointError(f"{path}: not a Mini-Omni body: {'; '.join(wrong)}")
     return config
+
+
+def _refuse_elaborate_yaml(text: str, path: Path) -> None:
+    """Raises CheckpointError for aliases and deep nesting, which no model configuration needs.
+
+    Nested aliases let a few bytes stand for gigabytes, and the parser's time grows with the square of the depth.
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST_YAML:
+            raise CheckpointError(
+                f"{path}: holds YAML aliases (*name), or is nested deeper than {_DEEPEST_YAML} levels; "
+                "a model configuration is a flat list of values"
+            )
 
 
 def _body_spec(config: dict[str, Any]) -> BodySpec:
@@ -207,7 +251,7 @@ def _adapter_spec(config: dict[str, Any]) -> AdapterSpec:
         return AdapterSpec("linear", bias=True)
     if kind == "llamamlp":
         return AdapterSpec("swiglu", hidden=config["intermediate_size"], bias=bool(config.get("bias", True)))
-    raise CheckpointError(f"asr_adapter {kind!r}; known are mlp and llamamlp")
+    raise CheckpointError(f"asr_adapter {reprlib.repr(kind)}; known are mlp and llamamlp")
 
 
 def _layout(config: dict[str, Any], codec_config: dict[str, Any]) -> TokenLayout:
@@ -216,84 +260,17 @@ def _layout(config: dict[str, Any], codec_config: dict[str, Any]) -> TokenLayout
     layout = TokenLayout(config.get("text_vocab_size", 152000), audio_vocab, codec.codebook_size, codec.streams)
     if (rows := config.get("cat_audio_vocab_size", 29120)) != codec.streams * audio_vocab:
         raise CheckpointError(
-            f"cat_audio_vocab_size {rows} is not audio_vocab_size {audio_vocab} times the codec's {codec.streams} "
-            "streams; use the codec that the model was trained with"
+            f"cat_audio_vocab_size {reprlib.repr(rows)} is not audio_vocab_size {audio_vocab} times the codec's "
+            f"{codec.streams} streams; use the codec that the model was trained with"
         )
     return layout
 
 
-def _problems(
-    model: OmniModel, padded_vocab: int | None, released: Tensors, whisper: Tensors, snac: Tensors
-) -> list[str]:
+def _problems(model: OmniModel, padded_vocab: int | None, weights: _Weights) -> list[str]:
     expected_whisper = {encoders.openai_name(n): tuple(t.shape) for n, t in model.encoder.state_dict().items()}
-    optional = (_LM_HEAD,) if model.spec.tied else ()
+    optional = (LM_HEAD,) if model.spec.tied else ()
     return [
-        *differences(_released_shapes(model, padded_vocab), shapes_of(released), optional=optional),
-        *differences(expected_whisper, shapes_of(whisper)),
-        *differences(shapes_of(model.codec.state_dict()), shapes_of(snac)),
+        *differences(released_shapes(model, padded_vocab), shapes_of(weights.released), optional=optional),
+        *differences(expected_whisper, shapes_of(weights.whisper)),
+        *differences(shapes_of(model.codec.state_dict()), shapes_of(weights.snac)),
     ]
-
-
-def _released_name(name: str) -> str:
-    """OmniModel's name -> LitGPT's (one fused name for q, k and v)."""
-    for pattern, replacement in _BODY_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _llm_shapes(model: OmniModel) -> dict[str, tuple[int, ...]]:
-    return {n: s for n, s in shapes_of(model.state_dict()).items() if not n.startswith(("encoder.", "codec."))}
-
-
-def _released_shapes(model: OmniModel, padded_vocab: int | None) -> dict[str, tuple[int, ...]]:
-    spec = model.spec
-    rows = max(padded_vocab or 0, spec.layout.joint_vocab)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in _llm_shapes(model).items():
-        if name in ("text_head.weight", "audio_head.weight"):
-            continue
-        if name == "embedding.weight":
-            shape = (rows, shape[1])
-        if _fused(name):
-            shape = ((spec.body.heads + 2 * spec.body.kv_heads) * spec.body.head_dim, *shape[1:])
-        shapes[_source(model, name)] = shape
-    if model.text_head is not None:
-        shapes[_LM_HEAD] = (rows, spec.body.width)
-    if spec.tts_layers:
-        shapes[_TTS_HEAD] = (spec.layout.streams * spec.layout.audio_vocab, spec.body.width)
-    return shapes
-
-
-def _source(model: OmniModel, name: str) -> str:
-    if model.spec.adapter.kind == "linear" and name.startswith("adapter."):
-        return name.replace("adapter.proj.", "whisper_adapter.")
-    return _released_name(name)
-
-
-def _fused(name: str) -> re.Match[str] | None:
-    return re.search(r"self_attn\.([qkv])_proj\.", name)
-
-
-def _llm_tensors(model: OmniModel, released: Tensors) -> dict[str, Tensor]:
-    layout = model.spec.layout
-    joint, text = layout.joint_vocab, layout.text_vocab
-    tensors: dict[str, Tensor] = {}
-    for name in _llm_shapes(model):
-        if name == "text_head.weight":
-            tensors[name] = released[_LM_HEAD][:text]
-        elif name == "audio_head.weight":
-            tensors[name] = released[_TTS_HEAD] if model.spec.tts_layers else released[_LM_HEAD][text:joint]
-        elif match := _fused(name):
-            tensors[name] = _split_qkv(released[_source(model, name)], model.spec.body, match[1])
-        else:
-            source = released[_source(model, name)]
-            tensors[name] = source[:joint] if name == "embedding.weight" else source
-    return tensors
-
-
-def _split_qkv(fused: Tensor, body: BodySpec, part: str) -> Tensor:
-    """[(heads + 2 * kv_heads) * head_dim, ...] interleaved per KV group -> the rows of q, k or v."""
-    per_group = body.heads // body.kv_heads
-    groups = fused.unflatten(0, (body.kv_heads, per_group + 2, body.head_dim))
-    rows = {"q": groups[:, :per_group], "k": groups[:, per_group], "v": groups[:, per_group + 1]}[part]
-    return rows.reshape(-1, *fused.shape[1:]).contiguous()

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..spec import OmniSpec
 from . import bodies, codecs, encoders
 from .bodies import KVCache
+from .tensors import translated
 from .tts_adapter import TtsAdapter
 
 
@@ -42,8 +43,7 @@ class OmniModel(nn.Module):
         self.text_head = None if spec.tied else nn.Linear(width, layout.text_vocab, bias=False)
         own_audio_head = spec.tts_layers or not spec.tied
         self.audio_head = nn.Linear(width, layout.streams * layout.audio_vocab, bias=False) if own_audio_head else None
-        with torch.device("cpu"):  # its buffers are no part of a state dict, so it is never built on `meta`
-            self.codec = codecs.build(codec_config)
+        self.codec = codecs.build(codec_config)
 
     @property
     def device(self) -> torch.device:
@@ -125,13 +125,21 @@ class OmniModel(nn.Module):
 
 
 def skeleton(spec: OmniSpec, codec_config: Mapping[str, Any]) -> OmniModel:
-    """The model with its weights on `meta`: shapes without memory, to be filled by `fill`."""
-    with torch.device("meta"):
+    """The model with its weights on `meta`: shapes without memory, to be filled by `fill`.
+
+    Its time and memory grow with the number of layers, so those are to be checked before (tensors.refuse_deeper).
+    Raises CheckpointError for sizes of which no model can be built.
+    """
+    with translated("no model can be built of these sizes"), torch.device("meta"):
         return OmniModel(spec, codec_config).eval()
 
 
 def fill(model: OmniModel, tensors: Mapping[str, Tensor]) -> OmniModel:
-    """Puts tensors, one per name of the state dict and of its shape, into a skeleton without copying float32."""
+    """Puts tensors, one per name of the state dict and of its shape, into a skeleton without copying float32.
+
+    The codec's and the rotary buffers are no part of a state dict, so they are computed here, off `meta`.
+    """
+    model.codec = codecs.build(model.codec_config)
     model.load_state_dict({name: _as_parameter(t) for name, t in tensors.items()}, strict=True, assign=True)
     bodies.rebuild_rotary(model.body)
     return model.eval()

@@ -62,12 +62,13 @@ class OwnConfig:
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """The name of a random preset, and the seed of its weights."""
+    """The name of a random preset, and the seed of its weights; `spec` is there for readers alone."""
 
     format: Literal["edgeomni-checkpoint"]
     version: str | int
     preset: str
     seed: int = 0
+    spec: dict[str, Any] | None = None
 
 
 _MIMI_LAYERS = ("num_hidden_layers", "num_quantizers", "num_residual_layers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers.models.whisper.modeling_whisper import sinusoids
 
 from ..errors import UsageError
+from ..sampling import check_seed
 from ..spec import AdapterSpec, BodySpec, EncoderSpec, OmniSpec, TokenLayout
 from . import codecs, encoders
 from .omni import OmniModel, fill, skeleton
@@ -98,8 +100,8 @@ PRESETS = {
 
 def check(name: str) -> None:
     """Raises UsageError for an unknown name."""
-    if name not in PRESETS:
-        raise UsageError(f"no preset {name!r}; known are {', '.join(PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise UsageError(f"no preset {reprlib.repr(name)}; known are {', '.join(PRESETS)}")
 
 
 def spec_of(name: str) -> OmniSpec:
@@ -114,6 +116,7 @@ def preset(name: str, seed: int = 0) -> OmniModel:
     Rows of special tokens are small, so that greedy answers consist of words and codec entries.
     """
     check(name)
+    check_seed(seed)
     shape = PRESETS[name]
     model = skeleton(_spec_of(shape), shape.snac)
     fill(model, _draw_all(shapes_of(model.state_dict()), seed))

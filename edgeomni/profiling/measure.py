@@ -19,7 +19,7 @@ from .. import __version__
 from ..bundle import Bundle, is_bundle
 from ..engines import Device, EngineName
 from ..errors import EdgeOmniError, GateError, UsageError
-from ..hardware import detect
+from ..hardware import check_threads, detect
 from ..outputs import write_file
 from ..sampling import Sampling
 from ..session import Session, TurnEnd
@@ -29,6 +29,10 @@ from .question import spoken_question
 
 RANDOM_FRAMES = 117
 """Codec frames forced on a model with random weights, whose own answers end anywhere: 10 s of SNAC 24 kHz."""
+SECONDS = (0.1, 600.0)
+"""Lengths of a synthesized question that can be asked for. An encoder's window is 30 s."""
+MOST = 100_000
+"""Turns, warm-up turns and forced frames that can be asked for: more would never end."""
 SPANS_SHOWN_AS = {"load": "sound file"}
 """Session's span "load" is the question's; loading the model is `load_s`."""
 STAGES = (
@@ -52,6 +56,7 @@ class Job:
 
     `forced_frames`: codec frames that the answer is made to have (0: the model's own; None: the model's own when it
     is trained, else 117). `forced_text_end`: LLM frame at which text ends (None: a third of the forced frames).
+    Raises UsageError for lengths and counts out of range.
     """
 
     source: str
@@ -67,6 +72,18 @@ class Job:
     device: Device = "cpu"
     engine: EngineName | None = None
     encoder_window: float | str | None = None
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
+        shortest, longest = SECONDS
+        if isinstance(self.seconds, bool) or not shortest <= self.seconds <= longest:
+            raise UsageError(f"seconds must lie between {shortest:g} and {longest:g}, not {self.seconds!r}")
+        least = {"turns": 1, "warmup": 0, "forced_frames": 0, "forced_text_end": 1}
+        for name, low in least.items():
+            count = getattr(self, name)
+            optional = name.startswith("forced")
+            if not (optional and count is None) and (type(count) is not int or not low <= count <= MOST):
+                raise UsageError(f"{name} must be a whole number from {low} to {MOST}, not {count!r}")
 
 
 def measure_apart(job: Job) -> dict[str, Any]:
@@ -147,7 +164,7 @@ def _arguments(job: Job, spec: OmniSpec, bundle: Bundle | None) -> dict[str, Any
     if frames and job.task in AUDIO_OUT:
         shape = (frames, spec.codec.streams)
         arguments["forced_codes"] = np.random.default_rng(0).integers(0, spec.codec.codebook_size, shape)
-        arguments["forced_text_end"] = frames // 3 if job.forced_text_end is None else job.forced_text_end
+        arguments["forced_text_end"] = max(1, frames // 3) if job.forced_text_end is None else job.forced_text_end
     return arguments
 
 

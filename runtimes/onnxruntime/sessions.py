@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeomni.errors import EngineError
-from edgeomni.hardware import detect
+from edgeomni.hardware import check_threads, detect
 from edgeomni.install_hint import install_command
 from edgeomni.interrupt import Interrupt, Interrupted
 
@@ -36,12 +36,11 @@ class SessionFactory:
     spinning stops with each run (session.force_spinning_stop). On a CPU all sessions draw on one memory arena, so
     that what the encoder needs for a moment serves the codec later. The graphs in `exact` compute with float
     activations where their kernels would round them to 8 bits (MatMulNBits): much slower, for the gate alone.
-    Raises EngineError for a device that is not there.
+    Raises EngineError for a device that is not there, UsageError for a number of threads out of range.
     """
 
     def __init__(self, threads: int | None = None, device: str = "cpu", *, exact: Collection[Path] = ()) -> None:
-        if threads is not None and threads < 1:
-            raise EngineError(f"threads must be 1 or more, not {threads}")
+        check_threads(threads)
         self.threads, self.device, self._exact = threads, device, exact
         self._providers = _providers(device)
 
