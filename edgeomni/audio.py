@@ -23,10 +23,9 @@ RATES_HZ = (4_000, 96_000)
 SILENCE_PEAK = 1e-4
 """Peak (-80 dBFS) under which a recording holds no speech."""
 LOUDEST = 1e4
-"""Largest sample accepted, 80 dB above full scale. Float files beyond full scale exist; samples beyond this are
-integers that were not scaled, or garbage, of which the log-mel would make NaN (from about 1e19 on)."""
+"""Largest sample accepted, 80 dB above full scale: beyond are unscaled integers or garbage, NaN in the log-mel."""
 LONGEST_S = 3600
-"""Longest recording that is read, in seconds: an hour of compressed silence fits in a few kilobytes."""
+"""Longest recording read, in seconds: an hour of compressed silence takes a few kilobytes."""
 _BLOCK = 1 << 20
 _UNKNOWN_LENGTH = 1 << 62
 """From here on, libsndfile's count of samples means that the file states none."""

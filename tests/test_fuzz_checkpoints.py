@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from edgeomni.errors import EdgeOmniError
 from edgeomni.model import checkpoints
 
-BOUNDED = settings(max_examples=10, derandomize=True, deadline=None, database=None)
+BOUNDED = settings(max_examples=8, derandomize=True, deadline=None, database=None)
 NASTY: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, "", "x", "9" * 5000, [], {}, [10**9], [0], -1, 0, 1, 2, 1.5, float("nan"), float("inf"), 10**6, 10**12]
 )

@@ -27,6 +27,8 @@ with warnings.catch_warnings():  # snac scripts its activation with torch.jit, w
     from snac.layers import NoiseBlock
 
 Noise = int | Sequence[Tensor] | None
+LONGEST_STRIDE = 1024
+"""Most latents that one id of SNAC may cover (24 kHz: 4, 32 kHz: 8)."""
 MOST_LATENTS_PER_WINDOW = 4096
 """Largest attention window of SNAC's LocalMHA that is read (32 kHz: 32). Answers are padded to whole windows."""
 _WEIGHT_NORM = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
@@ -70,11 +72,17 @@ def spec_of(config: Mapping[str, Any]) -> CodecSpec:
                 f"codec configuration: attn_window_size {reprlib.repr(window)} is no whole number from 1 to "
                 f"{MOST_LATENTS_PER_WINDOW}"
             )
+        strides = tuple(config["vq_strides"])
+        if not all(type(stride) is int and 1 <= stride <= LONGEST_STRIDE for stride in strides):
+            raise CheckpointError(
+                f"codec configuration: vq_strides {reprlib.repr(strides)} are no whole numbers from 1 to "
+                f"{LONGEST_STRIDE}"
+            )
         return CodecSpec(
             "snac",
             config["sampling_rate"],
             config["codebook_size"],
-            tuple(config["vq_strides"]),
+            strides,
             hop,
             window,
         )
@@ -113,7 +121,7 @@ def mimi_tensors(config: Mapping[str, Any], state: Mapping[str, Tensor], where: 
 
 def check_streams(config: Mapping[str, Any], streams: int | None) -> None:
     """Raises CheckpointError where the codec cannot be spoken in `streams` streams (None: in as many as it has)."""
-    have = spec_of(config).streams
+    have = spec_of(config).streams  # for Mimi this has checked the number
     if streams is not None and streams != have:
         raise CheckpointError(
             f"{streams} streams asked of this SNAC codec, which has {have}: leave --streams out, it is for Mimi"

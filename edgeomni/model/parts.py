@@ -143,7 +143,9 @@ def _codec_config(config: Config, streams: int | None) -> Config:
     if config.get("model_type") != "mimi":
         return {**config, "kind": "snac"}
     have = config.get("num_quantizers", MimiConfig().num_quantizers)
-    spoken = streams or (min(MIMI_STREAMS, have) if isinstance(have, int) else MIMI_STREAMS)
+    spoken = streams
+    if spoken is None:
+        spoken = min(MIMI_STREAMS, have) if isinstance(have, int) else MIMI_STREAMS
     with translated("config.json is no Mimi configuration"):
         return {"kind": "mimi", "streams": spoken, "config": MimiConfig.from_dict(dict(config)).to_dict()}
 

@@ -56,13 +56,14 @@ def check_exists(source: str) -> None:
 def find(source: str, name: str) -> Path | None:
     """The file `name` of a local directory or hub repository; None where that has no such file.
 
-    Raises CheckpointError for a repository that does not exist or cannot be reached and is not in the cache.
+    While the hub does not answer, only its cache is looked through. Raises CheckpointError for a local path or a
+    repository that does not exist.
     """
     check_exists(source)
     if Path(source).exists():
         path = Path(source) / name
         return path if path.is_file() else None
-    with translated(f"{source}: no such directory here, and not readable from the hub; {_EITHER}"):
+    with translated(f"{source}: no such directory here, and the hub does not give it; {_EITHER}"):
         found = cached_file(
             source,
             name,
@@ -75,9 +76,13 @@ def find(source: str, name: str) -> Path | None:
 def config_json(source: str) -> dict[str, Any]:
     """The part's config.json. Raises CheckpointError where there is none, or no JSON object in it."""
     path = find(source, "config.json")
-    if path is None:
+    if path is not None:
+        return read_json(path)
+    if Path(source).exists() or hub_answers():
         raise CheckpointError(f"{source}: has no config.json; {_EITHER}")
-    return read_json(path)
+    raise CheckpointError(
+        f"{source}: no such directory here, not in the hub's cache, and the hub does not answer; {_EITHER}"
+    )
 
 
 def weights(source: str, keep: Callable[[str], bool] = lambda _: True) -> dict[str, Tensor]:
