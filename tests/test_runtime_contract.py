@@ -41,6 +41,15 @@ def test_pieces_are_the_whole(llm: Any, tiny_model: OmniModel, pieces: tuple[int
 
 
 @every("llm")
+def test_the_first_and_the_last_id_have_rows(llm: Any, tiny_model: OmniModel) -> None:
+    layout, ids = tiny_model.spec.layout, random_ids(tiny_model, 3)
+    ids[0, -1] = [0, layout.text_vocab - 1, 0]
+    ids[0, 0, 1:] = [layout.text_vocab, layout.text_vocab + layout.audio_vocab - 1]
+    ids[0, -2, 2] = layout.joint_vocab - 1
+    matches(llm, llm.forward(ids, (), llm.start(1, 3)), 0, truth(tiny_model, ids))
+
+
+@every("llm")
 def test_a_long_prompt_with_features_through_its_middle(llm: Any, tiny_model: OmniModel) -> None:
     """Longer than what any engine appends at once, the features lying across that border."""
     ids, given = random_ids(tiny_model, 270), [Features(1, random_features(tiny_model, 260))]
