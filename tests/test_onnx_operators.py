@@ -222,3 +222,36 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package.__name__):
             found |= {str(node.module).rpartition(".")[2], *(alias.name for alias in node.names)}
     return found
+
+
+def test_large_constants_lie_on_pages_beside_the_graph_and_small_ones_in_it(tmp_path: Path) -> None:
+    g = Graph("g")
+    sizes = {"small": 255, "large": 256, "larger": 300}  # in floats: 1020, 1024 and 1200 bytes
+    for name, n in sizes.items():
+        g.floats(name, np.arange(n))
+    assert g.save(tmp_path / "g.onnx") == [tmp_path / "g.onnx", tmp_path / "g.onnx.data"]
+    tensors = onnx.load(tmp_path / "g.onnx", load_external_data=False).graph.initializer
+    places = {t.name: {e.key: e.value for e in t.external_data} for t in tensors}
+    assert places == {
+        "small": {},
+        "large": {"location": "g.onnx.data", "offset": "0", "length": "1024"},
+        "larger": {"location": "g.onnx.data", "offset": "4096", "length": "1200"},
+    }
+    assert (tmp_path / "g.onnx.data").stat().st_size == 4096 + 1200
+    for tensor in onnx.load(tmp_path / "g.onnx").graph.initializer:
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), np.arange(sizes[tensor.name]))
+
+
+def test_a_graph_of_small_constants_is_one_file(tmp_path: Path) -> None:
+    g = Graph("g")
+    g.floats("small", np.zeros(8))
+    assert g.save(tmp_path / "g.onnx") == [tmp_path / "g.onnx"]
+    assert [p.name for p in tmp_path.iterdir()] == ["g.onnx"]
+
+
+def test_files_declare_the_oldest_format_that_their_operators_allow(tmp_path: Path) -> None:
+    for opset, ir_version in ((21, 10), (24, 11)):
+        Graph("g", opset).save(tmp_path / "g.onnx")
+        model = onnx.load(tmp_path / "g.onnx")
+        assert {o.domain: o.version for o in model.opset_import} == {"": opset, "com.microsoft": 1}
+        assert model.ir_version == ir_version

@@ -181,6 +181,7 @@ def test_schemes_that_no_kind_has_are_refused(arguments: Any, word: str) -> None
 
 def test_a_block_of_one_is_a_block() -> None:
     assert parse("int8_b1") == Scheme("int8", 1)
+    assert Scheme("int8", 1).blocked and not Scheme("fp16").blocked
 
 
 RECORD = np.dtype([("scale", np.float16), ("codes", np.int8, 32)])
