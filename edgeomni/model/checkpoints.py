@@ -164,8 +164,10 @@ def _own_skeleton(config: OwnConfig, weights: Path) -> OmniModel:
     try:
         _check_codec(config, weights, stored)
         model = skeleton(config.spec, config.codec)
-    except EdgeOmniError:
-        raise
+    except EdgeOmniError as exc:
+        if str(weights.parent) in str(exc):
+            raise
+        raise CheckpointError(f"{weights.with_name(CONFIG)}: {exc}") from exc
     except Exception as exc:  # transformers and snac raise whatever happens to them with a configuration out of joint
         raise CheckpointError(
             f"{weights.with_name(CONFIG)}: no model can be built of it ({type(exc).__name__}: {exc}); copy the "
