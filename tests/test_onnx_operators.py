@@ -18,7 +18,7 @@ import edgeomni.exporters.onnx as package
 from edgeomni.arrays import F32
 from edgeomni.errors import ExportError
 from edgeomni.exporters.onnx.attention import attention_for
-from edgeomni.exporters.onnx.graph import FLOAT, Graph
+from edgeomni.exporters.onnx.graph import FLOAT, Graph, signature
 from edgeomni.exporters.onnx.operators import Operators, operators_for
 from edgeomni.quantize import schemes
 from edgeomni.quantize.schemes import Scheme, dequantize, quantize
@@ -255,3 +255,11 @@ def test_files_declare_the_oldest_format_that_their_operators_allow(tmp_path: Pa
         model = onnx.load(tmp_path / "g.onnx")
         assert {o.domain: o.version for o in model.opset_import} == {"": opset, "com.microsoft": 1}
         assert model.ir_version == ir_version
+
+
+def test_a_signature_tells_names_types_and_shapes(tmp_path: Path) -> None:
+    g = Graph("g")
+    g.output("y", FLOAT, [1, "n", 8], g.op("Identity", [g.input("x", FLOAT, [1, "n", 8])]))
+    (path,) = g.save(tmp_path / "g.onnx")
+    place = {"dtype": "float", "shape": [1, "n", 8]}
+    assert signature(path) == {"inputs": [{"name": "x", **place}], "outputs": [{"name": "y", **place}]}
