@@ -18,6 +18,7 @@ from rich.table import Table
 from edgeomni.cli import doctor, legend, main
 from edgeomni.engines import ENGINES
 from edgeomni.gate.judge import meanings
+from edgeomni.install_hint import install_command
 from edgeomni.tables import show
 
 GATE = {
@@ -248,6 +249,6 @@ def test_doctor_knows_every_engine_and_its_commands_are_whole(bare: None, column
     shown = edgeomni("doctor", columns=columns).output
     for engine in ENGINES.values():
         assert engine.name in shown and f"  {engine.install}" in shown.splitlines()
-    assert "…" not in shown and '  pip install "edgeomni[play]"' in shown.splitlines()
+    assert "…" not in shown and f"  {install_command('play')}" in shown.splitlines()
     report = json.loads(edgeomni("doctor", "--json").output)
     assert list(report["engines"]) == list(ENGINES) and report["machine"]["closest_profile"] is None

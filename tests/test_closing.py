@@ -6,7 +6,6 @@ import gc
 import logging
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from fakes import scripted_session as session
 
 from edgeomni import Bundle, Session
 from edgeomni import runtimes as engines
-from edgeomni.components import Components
+from edgeomni.components import Components, OpenOptions
 from edgeomni.errors import UsageError
 from edgeomni.runtimes import fake
 
@@ -42,14 +41,16 @@ def test_a_closed_session_answers_nothing_and_leaves_given_components_open() -> 
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Components]:
-    """What `runtimes.load` gave out, newest last; its encoders know whether they were closed."""
+    """What `runtimes.open_components` gave out, newest last; its encoders know whether they were closed."""
     given: list[Components] = []
 
-    def load(bundle: Bundle, **how: Any) -> Components:
+    def load(bundle: Bundle, options: OpenOptions, engine: str | None) -> Components:
+        for name in ("encoder", "llm", "codec"):
+            engines.chosen_engine(bundle, name, engine)
         given.append(fake.components(SPEC, script(SPEC, 20)))
         return given[-1]
 
-    monkeypatch.setattr(engines, "load", load)
+    monkeypatch.setattr(engines, "open_components", load)
     return given
 
 
@@ -67,10 +68,15 @@ def closed(components: Components) -> bool:
 def test_sessions_of_a_bundle_share_what_is_loaded_alike(loads: list[Components]) -> None:
     bundle = a_bundle()
     first, second = Session.open(bundle, threads=2), Session.open(bundle, threads=2)
-    other = Session.open(bundle, threads=1)
-    assert first.components is second.components is not other.components
-    assert Session.open(a_bundle(), threads=2).components is not first.components
-    assert len(loads) == 3
+    assert first.components is second.components
+    others = [
+        Session.open(bundle, threads=1),
+        Session.open(bundle, threads=2, device="cuda"),
+        Session.open(bundle, threads=2, engine="onnxruntime"),
+        Session.open(a_bundle(), threads=2),
+    ]
+    assert len({id(s.components) for s in (first, *others)}) == 5
+    assert len(loads) == 5
 
 
 def test_closing_one_session_does_not_close_what_others_use(loads: list[Components]) -> None:
@@ -112,7 +118,7 @@ def test_opening_tells_what_runs_where(loads: list[Components], caplog: pytest.L
 
 
 def test_another_engine_than_the_bundles_is_refused(loads: list[Components]) -> None:
-    with pytest.raises(UsageError, match="runs on onnxruntime, not on torch"):
+    with pytest.raises(UsageError, match="onnx, which torch does not run; engines that do: onnxruntime"):
         Session.open(a_bundle(), engine="torch")
     assert not loads
 
