@@ -156,3 +156,8 @@ def test_written_wav_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
     with pytest.raises(AudioError, match="cannot be written"):
         audio.WavWriter(tmp_path / "none" / "a.wav", 24000)
+
+
+def test_samples_beyond_full_scale_are_clipped_not_wrapped() -> None:
+    pcm = audio.to_pcm16(np.array([-2, -1, 0, 1, 2, 0.5 / 32767], np.float32))
+    assert pcm.tolist() == [-32768, -32767, 0, 32767, 32767, 0]
