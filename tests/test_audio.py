@@ -141,3 +141,8 @@ def test_log_mel_is_whispers(samples: int) -> None:
     x = (np.random.default_rng(samples).standard_normal(samples) * 0.1).astype(np.float32)
     expected = WhisperFeatureExtractor()(x, sampling_rate=RATE, return_tensors="np").input_features[0]
     np.testing.assert_allclose(audio.log_mel(x, FrontEndSpec(), 3000), expected, atol=1e-4)
+
+
+def test_samples_beyond_full_scale_are_clipped_not_wrapped() -> None:
+    pcm = audio.to_pcm16(np.array([-2, -1, 0, 1, 2, 0.5 / 32767], np.float32))
+    assert pcm.tolist() == [-32768, -32767, 0, 32767, 32767, 0]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from edgeomni.errors import CheckpointError
 from edgeomni.model import checkpoints
-from edgeomni.model.tensors import refuse_unusable, state_of
+from edgeomni.model.tensors import refuse_deeper, refuse_unusable, state_of
 
 NAN, INF = float("nan"), float("inf")
 LARGE = 3e38
@@ -133,6 +133,16 @@ def little_time_and_memory() -> Iterator[None]:
     finally:
         tracemalloc.stop()
     assert perf_counter() - began < 60
+
+
+def test_layers_are_counted_against_tensors() -> None:
+    refuse_deeper("here", {"n_layer": 7, "others": 0}, 7)
+    for wrong, said in ((8, "n_layer is 8, and the weights hold 7"), (-1, "n_layer must"), (1.5, "n_layer must")):
+        with pytest.raises(CheckpointError, match=said):
+            refuse_deeper("here", {"others": 1, "n_layer": wrong}, 7)
+    for odd in (True, None, "5", [5]):
+        with pytest.raises(CheckpointError, match="n_layer must be a whole number, 0 or more, not"):
+            refuse_deeper("here", {"n_layer": odd}, 7)
 
 
 HUGE = (10**9, 10**12, 10**30)

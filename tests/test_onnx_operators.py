@@ -17,6 +17,7 @@ import torch
 import edgeomni.exporters.onnx as package
 from edgeomni.arrays import F32
 from edgeomni.errors import ExportError
+from edgeomni.bundle import Port
 from edgeomni.exporters.onnx.attention import attention_for
 from edgeomni.exporters.onnx.graph import FLOAT, Graph, signature
 from edgeomni.exporters.onnx.operators import Operators, operators_for
@@ -261,5 +262,4 @@ def test_a_signature_tells_names_types_and_shapes(tmp_path: Path) -> None:
     g = Graph("g")
     g.output("y", FLOAT, [1, "n", 8], g.op("Identity", [g.input("x", FLOAT, [1, "n", 8])]))
     (path,) = g.save(tmp_path / "g.onnx")
-    place = {"dtype": "float", "shape": [1, "n", 8]}
-    assert signature(path) == {"inputs": [{"name": "x", **place}], "outputs": [{"name": "y", **place}]}
+    assert signature(path) == ([Port("x", "float", [1, "n", 8])], [Port("y", "float", [1, "n", 8])])

@@ -183,9 +183,10 @@ def test_shards_are_read_and_must_lie_in_the_part(shelf: Path, tmp_path: Path) -
     index.write_text(json.dumps({"weight_map": {**places, names[0]: "../llm/model.safetensors"}}))
     with pytest.raises(CheckpointError, match="shard '../llm/model.safetensors' .* is missing"):
         composed(shelf, llm=str(part))
-    index.write_text(json.dumps({"weight_map": [1]}))
-    with pytest.raises(CheckpointError, match="has no weight_map"):
-        composed(shelf, llm=str(part))
+    for wrong in ([1], None, {**places, names[0]: 1}):
+        index.write_text(json.dumps({"weight_map": wrong}))
+        with pytest.raises(CheckpointError, match="has no weight_map"):
+            composed(shelf, llm=str(part))
 
 
 # Sliding windows

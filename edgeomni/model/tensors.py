@@ -167,8 +167,6 @@ def _finite(tensor: Tensor) -> bool:
     A sum takes a fraction of isfinite's time and memory, and no NaN or infinity can leave it finite. A sum of large
     finite numbers may overflow, so only then every number is looked at.
     """
-    if tensor.element_size() == 1:  # torch does not add up 8-bit floats
-        tensor = tensor.float()
     total = tensor.sum(dtype=torch.float32)
     return bool(total.isfinite()) or bool(tensor.float().isfinite().all())
 

@@ -19,7 +19,7 @@ _AT_ONCE = 64
 
 
 class RowTable:
-    """One embedding table; `table` is its entry in the manifest's meta["tables"] (exporters/onnx_llm.py)."""
+    """One embedding table; `table` is its entry in the manifest's meta["tables"] (exporters/onnx/llm.py)."""
 
     def __init__(self, root: Path, table: dict[str, Any]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Codec decoder on ONNX Runtime: the streaming graph of exporters/onnx_codec.py, its states handed on uncopied."""
+"""Codec decoder on ONNX Runtime: the streaming graph of exporters/onnx/codec.py, its states handed on uncopied."""
 
 from __future__ import annotations
 

@@ -24,6 +24,10 @@ except ImportError as exc:
     ) from exc
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_LOAD_REMEDY = (
+    "verify the bundle with `edgeomni verify`, export it again, or update ONNX Runtime, of which bundles in the "
+    "portable flavour need 1.25 or newer"
+)
 _QUIET = 3
 """ONNX Runtime's log level for errors only."""
 
@@ -50,7 +54,7 @@ class SessionFactory:
         x86 without VNNI adds up u8 x s8 products in 16 bits, which overflows: there `dynamic` makes the weights u8,
         which is exact (and with VNNI would cost 50 %).
         """
-        with translated(f"{path.name} cannot be loaded", "verify the bundle with `edgeomni verify` or export again"):
+        with translated(f"{path.name} cannot be loaded", _LOAD_REMEDY):
             options = self._options()
             options.add_session_config_entry("session.x64quantprecision", str(int(dynamic and _u8s8_overflows())))
             if path not in self._exact:
