@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from edgeomni.arrays import F32, I64
 from edgeomni.errors import EngineError
 from edgeomni.spec import CodecSpec
 
+KeptT = TypeVar("KeptT")
+"""What the engine keeps of a stream between two pushes."""
 _PIECE_SAMPLES = 8192
 """Longer pushes are run in pieces of about this many samples: the layers' signals then stay in the cache, which
 halves the time of a long answer's offline decode, and memory stays bounded."""
@@ -33,10 +35,10 @@ class Timing:
 
 
 @dataclass
-class Stream:
+class Stream(Generic[KeptT]):
     """One answer's codec state: what the engine keeps (`kept`), and how far the stream has come."""
 
-    kept: Any
+    kept: KeptT
     held: list[I64]
     """Ids per level that were given but not pushed yet."""
     frames: int = 0
@@ -54,7 +56,7 @@ def noise_generator(seed: int, block: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, block]))
 
 
-class StreamingCodec(ABC):
+class StreamingCodec(ABC, Generic[KeptT]):
     """CodecDecoder less its engine: joined pushes equal one offline decode, to the sample.
 
     Pushes may have any size: what is too short to start with, or no whole attention window, is held back until
@@ -66,20 +68,20 @@ class StreamingCodec(ABC):
         self.first_push, self.push_multiple = timing.first_push, timing.push_multiple
 
     @abstractmethod
-    def _start(self) -> Any:
+    def _start(self) -> KeptT:
         """The engine's state of a new stream."""
 
     @abstractmethod
-    def _push(self, codes: Sequence[I64], kept: Any, last: bool, noise: Sequence[F32] | None) -> tuple[F32, Any]:
+    def _push(self, codes: Sequence[I64], kept: KeptT, last: bool, noise: Sequence[F32] | None) -> tuple[F32, KeptT]:
         """Pushes codes (levels of the same, maybe zero, frames); noise[i] [n], or None for off -> samples, state."""
 
-    def open(self, noise_seed: int | None = None) -> Stream:
+    def open(self, noise_seed: int | None = None) -> Stream[KeptT]:
         """A fresh stream; `noise_seed` switches the codec's noise on (SNAC; Mimi has none)."""
         blocks = range(len(self.timing.noise))
         generators = [] if noise_seed is None else [noise_generator(noise_seed, i) for i in blocks]
         return Stream(self._start(), [np.zeros(0, np.int64) for _ in self.spec.vq_strides], generators=generators)
 
-    def decode(self, codes: Sequence[I64], state: Stream, last: bool) -> F32:
+    def decode(self, codes: Sequence[I64], state: Stream[KeptT], last: bool) -> F32:
         """codes[level] int64 [n * ids_per_level] -> the samples that became final, [samples] float32.
 
         Raises EngineError after `last`, or for levels that do not fit together.
@@ -108,7 +110,7 @@ class StreamingCodec(ABC):
         state.held = [np.concatenate([h, c]).astype(np.int64) for h, c in zip(state.held, codes, strict=True)]
         state.frames += int(count)
 
-    def _ready(self, state: Stream, last: bool) -> list[I64] | None:
+    def _ready(self, state: Stream[KeptT], last: bool) -> list[I64] | None:
         """What of the held codes is pushed now; None for nothing."""
         per_level = self.spec.ids_per_level
         held = len(state.held[0]) // per_level[0]
@@ -137,11 +139,11 @@ class StreamingCodec(ABC):
             for start, stop in bounds
         ]
 
-    def _run(self, codes: Sequence[I64], state: Stream, last: bool) -> F32:
+    def _run(self, codes: Sequence[I64], state: Stream[KeptT], last: bool) -> F32:
         wave, state.kept = self._push(codes, state.kept, last, self._noise(state, len(codes[-1]), last))
         return wave
 
-    def _noise(self, state: Stream, latents: int, last: bool) -> list[F32] | None:
+    def _noise(self, state: Stream[KeptT], latents: int, last: bool) -> list[F32] | None:
         """The noise that this push's samples meet at each block; counts latents as pushed."""
         before, state.pushed = state.pushed, state.pushed + latents
         if not state.generators:

@@ -18,7 +18,7 @@ from edgeomni.spec import OmniSpec
 Kept = dict[str, ort.OrtValue]
 
 
-class OrtCodec(StreamingCodec):
+class OrtCodec(StreamingCodec[Kept]):
     """Fulfils components.CodecDecoder."""
 
     def __init__(self, bundle_path: Path, component: Component, spec: OmniSpec, sessions: SessionFactory) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Kept = dict[str, Tensor]
 
 
-class TorchCodec(StreamingCodec):
+class TorchCodec(StreamingCodec[Kept]):
     """CodecDecoder on torch; `codec_plan` replaces the plan of model.codec."""
 
     def __init__(self, model: OmniModel | None, codec_plan: ops.CodecPlan | None = None) -> None:
