@@ -123,7 +123,7 @@ def pushes(total: int, first: int, seed: int, largest: int = 5) -> list[int]:
 
 
 def stream(
-    decoder: StreamingCodec,
+    decoder: StreamingCodec[Any],
     codes: Sequence[I64],
     sizes: Sequence[int],
     *,

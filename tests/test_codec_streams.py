@@ -25,7 +25,7 @@ from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 from edgeomni.runtimes.torch.codec import TorchCodec
 from edgeomni.spec import CodecSpec
 
-Load = Callable[[str, str], tuple[Codec, CodecSpec, StreamingCodec]]
+Load = Callable[[str, str], tuple[Codec, CodecSpec, StreamingCodec[Any]]]
 
 MIMI_VARIANTS: dict[str, dict[str, Any]] = {
     "mimi": {},
@@ -39,9 +39,9 @@ ENGINES = ["torch", "ort", "portable"]
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Load:
     """(codec, spec, decoder) by codec name and engine, made once."""
-    made: dict[tuple[str, str], tuple[Codec, CodecSpec, StreamingCodec]] = {}
+    made: dict[tuple[str, str], tuple[Codec, CodecSpec, StreamingCodec[Any]]] = {}
 
-    def load(name: str, engine: str) -> tuple[Codec, CodecSpec, StreamingCodec]:
+    def load(name: str, engine: str) -> tuple[Codec, CodecSpec, StreamingCodec[Any]]:
         if (name, engine) not in made:
             codec, spec = reference(name)
             made[name, engine] = codec, spec, decoder_of(codec, spec, engine, tmp_path_factory.mktemp(engine))
@@ -57,7 +57,7 @@ def reference(name: str) -> tuple[Codec, CodecSpec]:
     return codec, snac_spec(codec)
 
 
-def decoder_of(codec: Codec, spec: CodecSpec, engine: str, root: Path) -> StreamingCodec:
+def decoder_of(codec: Codec, spec: CodecSpec, engine: str, root: Path) -> StreamingCodec[Any]:
     if engine == "torch":
         return TorchCodec(model_of(codec, spec))
     component = exported(codec, spec, root, flavour=engine)
@@ -75,7 +75,7 @@ def exported(codec: Codec, spec: CodecSpec, root: Path, precision: str = "fp32",
     )
 
 
-def noise_for(decoder: StreamingCodec, frames: int, seed: int) -> list[F32]:
+def noise_for(decoder: StreamingCodec[Any], frames: int, seed: int) -> list[F32]:
     """The whole stream's noise at once, attention windows' padding included."""
     latents = -(-frames // decoder.push_multiple) * decoder.push_multiple * decoder.spec.vq_strides[0]
     return [

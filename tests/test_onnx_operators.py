@@ -16,8 +16,8 @@ import torch
 
 import edgeomni.exporters.onnx as package
 from edgeomni.arrays import F32
-from edgeomni.errors import ExportError
 from edgeomni.bundle import Port
+from edgeomni.errors import ExportError
 from edgeomni.exporters.onnx.attention import attention_for
 from edgeomni.exporters.onnx.graph import FLOAT, Graph, signature
 from edgeomni.exporters.onnx.operators import Operators, operators_for

@@ -21,7 +21,7 @@ NOISE = ((1, 0), (4, 3))
 """Block 0 asks for one value a latent, block 1 for four and stays 3 behind."""
 
 
-class Toy(StreamingCodec):
+class Toy(StreamingCodec[Any]):
     """Its state is how many latents and samples went through; pushes are recorded."""
 
     def __init__(self, first_push: int = 1, push_multiple: int = 1, lag: int = 5) -> None:

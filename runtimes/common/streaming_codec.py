@@ -100,7 +100,7 @@ class StreamingCodec(ABC, Generic[KeptT]):
     def close(self) -> None:  # noqa: B027
         """Nothing to give back before the object goes."""
 
-    def _take(self, codes: Sequence[I64], state: Stream) -> None:
+    def _take(self, codes: Sequence[I64], state: Stream[KeptT]) -> None:
         if state.ended:
             raise EngineError("this codec stream has ended; open() another one")
         per_level = self.spec.ids_per_level
