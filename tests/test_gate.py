@@ -93,6 +93,16 @@ def test_each_miss_is_named_with_exit_code_3(figure: str, bad: float) -> None:
     assert report.to_dict()["passed"] is False
 
 
+def test_a_miss_is_told_with_its_value_its_limit_and_what_to_do() -> None:
+    with pytest.raises(GateError) as caught:
+        judged(good(fidelity__llm_top1=0.994, quality__llm_kl=0.75)).enforce()
+    said = str(caught.value)
+    assert said.startswith("the export missed its gate: fidelity llm.top1 is 0.994, wanted ≥ 0.995; ")
+    assert "quality llm.kl is 0.75, wanted ≤ 0.5" in said and "Nothing was kept; choose a higher precision" in said
+    with pytest.raises(GateError, match=r"this device missed .*\. Do this$"):
+        judged(good(fidelity__llm_top1=0.994)).enforce("this device", "Do this")
+
+
 # --- what the gate does not know, it does not pass ------------------------------------------------------------------
 
 

@@ -106,10 +106,9 @@ def _components(bundle: Bundle) -> Table:
     table.add_column("MB", justify="right")
     for name in COMPONENTS:
         part = bundle.manifest.components[name]
-        stored = "\n".join(f"{group} {scheme}" for group, scheme in part.scheme.items())
+        stored = Text("\n").join(plain(f"{group} {scheme}") for group, scheme in part.scheme.items())
         size = sum(f.size for f in part.files) / 1e6
-        cells = name, part.engine, part.format, part.precision, stored, f"{size:.2f}"
-        table.add_row(*map(plain, cells))
+        table.add_row(*map(plain, (name, part.engine, part.format, part.precision)), stored, f"{size:.2f}")
     table.add_row("total", "", "", "", "", f"{bundle.size / 1e6:.2f}")
     return table
 

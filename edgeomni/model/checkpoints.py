@@ -178,7 +178,7 @@ def _own_skeleton(config: OwnConfig, weights: Path) -> OmniModel:
 
 
 def _check_codec(config: OwnConfig, weights: Path, stored: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises CheckpointError unless the codec's configuration fits file and spec; `skeleton` allocates codecs."""
+    """Raises CheckpointError unless the codec's configuration fits the weight file and the spec."""
     with torch.device("meta"):
         shapes = shapes_of(codecs.build(config.codec).state_dict())
     expected = {f"codec.{name}": shape for name, shape in shapes.items()}
