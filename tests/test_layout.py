@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -77,9 +78,39 @@ def test_only_the_torch_side_imports_torch() -> None:
     assert offenders == {}
 
 
-def test_the_two_outer_folders_import_relatively() -> None:
+def test_nothing_imports_the_outer_folders_by_their_bare_names() -> None:
     for path in python_files():
         assert not imports(path) & {*OUTSIDE}, f"{path}: import edgeomni.{{exporters,runtimes,profiles}}"
+
+
+def test_the_outer_folders_import_absolutely() -> None:
+    """Relative imports resolve to nothing in an editor that opened exporters/ or runtimes/ under its real path."""
+    relative = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in python_files()
+        if path.relative_to(ROOT).parts[0] in OUTSIDE
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert relative == []
+
+
+def test_an_engine_is_one_folder_and_one_line() -> None:
+    """No module outside an engine's own folder names it, but engines.py and those that are about it by nature."""
+    from edgeomni.engines import ENGINES, FORMATS, Device, EngineName
+
+    assert get_args(EngineName) == tuple(ENGINES), "the type that editors complete from"
+    assert {d for e in ENGINES.values() for d in e.devices} == set(get_args(Device))
+    assert {e.folder for e in ENGINES.values()} <= {p.name for p in (ROOT / "runtimes").iterdir()}
+    assert set(FORMATS) <= {p.name for p in (ROOT / "exporters").iterdir()}
+    allowed = {"engines.py", "export.py"}  # export.py records the versions of the tools that wrote a bundle
+    naming = {
+        path.relative_to(ROOT).as_posix()
+        for path in python_files()
+        if path.relative_to(ROOT).parts[:2] not in (("runtimes", "onnxruntime"), ("exporters", "onnx"))
+        and '"onnxruntime"' in path.read_text(encoding="utf-8")
+    }
+    assert {name for name in naming if name.rpartition("/")[2] not in allowed} == set()
 
 
 def test_files_stay_small() -> None:
