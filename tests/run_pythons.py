@@ -25,20 +25,46 @@ TOOLS = ("hypothesis", "pytest", "setuptools>=77")
 MODULES = (
     "test_audio.py",
     "test_bundle.py",
+    "test_cancel.py",
     "test_cli.py",
+    "test_cli_answers.py",
     "test_device.py",
+    "test_embedding_table.py",
+    "test_front_end.py",
     "test_generate.py",
     "test_hardware.py",
     "test_install_hint.py",
     "test_layout.py",
+    "test_limits.py",
+    "test_loop.py",
+    "test_loop_choices.py",
+    "test_new_directory.py",
+    "test_outputs.py",
     "test_packaging.py",
+    "test_prefill.py",
     "test_profiling.py",
+    "test_prompts.py",
+    "test_question.py",
+    "test_renames.py",
     "test_sampling.py",
+    "test_sound_writer.py",
+    "test_spans.py",
+    "test_streaming.py",
+    "test_streaming_codec.py",
+    "test_terminal.py",
+    "test_text.py",
     "test_tokens.py",
+    "test_turn_events.py",
+    "test_turns.py",
+    "test_workspaces.py",
 )
 """The tests of what a device has."""
-NEED_MORE = ("test_audio.py::test_log_mel_is_whispers",)
-"""Tests among them that compare with transformers."""
+NEED_MORE = (
+    "test_audio.py::test_log_mel_is_whispers",
+    "test_cli.py::test_init_does_not_take_a_folder_for_a_checkpoint",
+    "test_cli.py::test_init_needs_the_name_of_an_output",
+)
+"""Tests among them that need transformers or torch."""
 ASK = "import sys; print(sys.version_info >= (3, 10), '%d.%d' % sys.version_info[:2])"
 REPORT = (
     "import json; from importlib import metadata as m; "

@@ -175,6 +175,11 @@ def test_demo_keeps_nothing_in_a_folder_that_exists(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "mine") == []
 
 
+def test_init_needs_the_name_of_an_output() -> None:
+    result = edgeomni("init", "--preset", "tiny", "--random", "-o", "")
+    assert result.exit_code == 2 and "cannot be the name of an output" in result.stderr
+
+
 @pytest.mark.parametrize("option", ["model_config.yaml", "lit_model.pth"])
 def test_init_does_not_take_a_folder_for_a_checkpoint(tmp_path: Path, option: str) -> None:
     (tmp_path / option).write_text("mine")
@@ -251,7 +256,6 @@ def test_sampling_options(
         (["run", "b", "q.wav", "-o", "a.npz", "--tokens-out", "a.npz"], "end the name in .wav, .flac, .ogg, .mp3"),
         (["run", "b", "q.wav", "-o", "a.aac"], "end the name in .wav, .flac, .ogg, .mp3"),
         (["export", "c", "-o", ""], "cannot be the name of an output"),
-        (["init", "--preset", "tiny", "--random", "-o", ""], "cannot be the name of an output"),
         (["demo", "--keep", ""], "exists"),
         (["run", "b", "q.wav", "--max-length", "0"], "max-length"),
         (["sing"], "No such command"),
