@@ -178,6 +178,28 @@ def test_excess_is_the_kernels_error_in_units_of_rounding(
     assert out.figures["fidelity"]["llm.excess"] == pytest.approx(excess, rel=0.15)
 
 
+def test_the_excess_is_that_of_the_worst_head(tiny_model: Any) -> None:
+    exported = honest(tiny_model, llm=NoisyLlm(tiny_model, 0.01, head="audio3"))
+    out = measured(sides(tiny_model, exported, rounds=True))
+    heads = out.details["llm"]["heads"]
+    assert out.figures["fidelity"]["llm.excess"] == pytest.approx(10, rel=0.15)
+    assert heads["audio3"]["rounded_error"] == pytest.approx(0.01, rel=0.15) and heads["text"]["rounded_error"] == 0
+
+
+def test_near_ties_are_those_of_the_worst_head() -> None:
+    """One head of three prefers its choice by 0.3 % of the spread at one position of four; the other side turns it."""
+    rng = np.random.default_rng(0)
+    text, audio = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 50), (4, 2, 50)))
+    audio[2, 1, 7] = audio[2, 1].max() + 5
+    audio[2, 1, 9] = audio[2, 1, 7] - 0.003 * audio[:, 1].std()
+    other = audio.copy()
+    other[2, 1, [7, 9]] = other[2, 1, [9, 7]]
+    out = figures.Measured()
+    figures._faithful(teacher_forcing.Logits(text, audio), teacher_forcing.Logits(text, other), out)
+    assert out.figures["fidelity"]["llm.near_ties"] == 0.25 and out.figures["fidelity"]["llm.top1"] == 1
+    assert [h["near_ties"] for h in out.details["llm"]["heads"].values()] == [0, 0, 0.25]
+
+
 def test_what_float32_can_reach_is_measured_on_the_same_codec(tiny_model: Any) -> None:
     both = sides(tiny_model, honest(tiny_model))
     out = measured(both)
