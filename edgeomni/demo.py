@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from .bundle import Bundle
 from .errors import UsageError
 from .export import export_bundle
+from .printing import say, show
 from .profiling import report
 from .profiling.measure import Job, measure_apart
 from .profiling.question import spoken_question
 from .sampling import Sampling
 from .session import AudioChunk, Session, TextDelta, TurnEnd
 from .sound_writer import SoundWriter
-from .tables import say, show
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,19 @@ def opened(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from engines_here import open_all
 
     return open_all(tiny_model, tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tiny checkpoint of every kind: mini-omni/, parts/, mimi/ (parts with another codec) and own/."""
+    import parts
+
+    from edgeomni.model import checkpoints
+
+    root = tmp_path_factory.mktemp("kinds")
+    shutil.copytree(GOLDEN / "tiny_a", root / "mini-omni")
+    for kind in ("parts", "mimi"):
+        parts.whisper(root / kind / "encoder"), parts.llm(root / kind / "llm")
+    parts.snac(root / "parts" / "codec"), parts.mimi(root / "mimi" / "codec")
+    checkpoints.save(checkpoints.load(root / "parts"), root / "own")
+    return root

@@ -11,11 +11,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import parts
 import pytest
 import torch
 import yaml
-from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
 from edgeomni.errors import CheckpointError
@@ -25,18 +23,6 @@ from edgeomni.model.tensors import refuse_deeper, refuse_unusable, state_of
 NAN, INF = float("nan"), float("inf")
 LARGE = 3e38
 """Two of them add up to infinity in float32, and each is finite."""
-
-
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One checkpoint of every kind, tiny."""
-    root = tmp_path_factory.mktemp("kinds")
-    shutil.copytree(GOLDEN / "tiny_a", root / "mini-omni")
-    for kind in ("parts", "mimi"):
-        parts.whisper(root / kind / "encoder"), parts.llm(root / kind / "llm")
-    parts.snac(root / "parts" / "codec"), parts.mimi(root / "mimi" / "codec")
-    checkpoints.save(checkpoints.load(root / "parts"), root / "own")
-    return root
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from edgeomni.cli import doctor, legend, main
 from edgeomni.engines import ENGINES
 from edgeomni.gate.judge import meanings
 from edgeomni.install_hint import install_command
-from edgeomni.tables import show
+from edgeomni.printing import show
 
 GATE = {
     "passed": True,

@@ -7,16 +7,13 @@ stand in test_bad_checkpoints.py.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import parts
 import pytest
 import torch
 import yaml
-from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,18 +44,6 @@ WEIGHTS = (
 flips = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4)
 near_the_start = st.lists(st.tuples(st.floats(0, 0.01), st.integers(0, 255)), max_size=2)
 lengths = st.one_of(st.just(1.0), st.just(1.0), st.floats(0, 1))
-
-
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One checkpoint of every kind, tiny."""
-    root = tmp_path_factory.mktemp("fuzz")
-    shutil.copytree(GOLDEN / "tiny_a", root / "mini-omni")
-    for kind in ("parts", "mimi"):
-        parts.whisper(root / kind / "encoder"), parts.llm(root / kind / "llm")
-    parts.snac(root / "parts" / "codec"), parts.mimi(root / "mimi" / "codec")
-    checkpoints.save(checkpoints.load(root / "parts"), root / "own")
-    return root
 
 
 @pytest.fixture

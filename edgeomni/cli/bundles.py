@@ -16,7 +16,7 @@ from rich.text import Text
 from ..bundle import Bundle, Port, is_bundle
 from ..engines import COMPONENTS
 from ..errors import BundleError
-from ..tables import say, show
+from ..printing import say, show
 from . import checkpoint
 from .common import console
 from .legend import figures, legend, verdict

@@ -14,7 +14,7 @@ from .. import __version__
 from ..engines import CHECKPOINT, ENGINES, Engine
 from ..hardware import closest_profile, detect
 from ..install_hint import install_command
-from ..tables import say, show
+from ..printing import say, show
 from .common import console
 
 TOOLS = {

@@ -9,7 +9,7 @@ import click
 from ..engines import COMPONENTS
 from ..errors import UsageError
 from ..hardware import HardwareProfile, load_profile
-from ..tables import show
+from ..printing import show
 from .bundles import gate_table
 from .common import console, force_option, options
 from .init import check_preset, random_source

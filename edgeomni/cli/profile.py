@@ -7,9 +7,9 @@ from typing import Any
 import click
 
 from ..hardware import detect, load_profile
+from ..printing import say, show
 from ..profiling import measure, report
 from ..spec import TASKS
-from ..tables import say, show
 from .common import console, engine_options, options
 from .turn import window_of
 

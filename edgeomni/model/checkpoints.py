@@ -34,6 +34,7 @@ from .tensors import (
     read_safetensors,
     read_text,
     refuse,
+    refuse_deeper,
     refuse_unusable,
     shapes_of,
 )
@@ -156,11 +157,7 @@ def _own_skeleton(config: OwnConfig, weights: Path) -> OmniModel:
     """The model without its weights. Its sizes are held against the weight file's header before anything is built."""
     stored = _stored_shapes(weights)
     layers = config.spec.encoder.layers + config.spec.body.layers + config.spec.tts_layers
-    if max([layers, *own_config.codec_layers(config.codec)]) > len(stored):
-        raise CheckpointError(
-            f"{weights}: {len(stored)} tensors are too few for the layers that {CONFIG} tells of; use the files of one "
-            "checkpoint"
-        )
+    refuse_deeper(str(weights), {"number of layers": layers, **codecs.depths(config.codec)}, len(stored))
     try:
         _check_codec(config, weights, stored)
         model = skeleton(config.spec, config.codec)

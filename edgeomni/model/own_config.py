@@ -71,16 +71,6 @@ class RecipeConfig:
     spec: dict[str, Any] | None = None
 
 
-_MIMI_LAYERS = ("num_hidden_layers", "num_quantizers", "num_residual_layers")
-
-
-def codec_layers(codec: dict[str, Any]) -> list[int]:
-    """The numbers of layers that a codec's configuration states; each layer has a tensor at least."""
-    config = codec.get("config", {})
-    stated = [config[key] for key in _MIMI_LAYERS if isinstance(config.get(key), int)]
-    return [*stated, *(len(value) for value in config.values() if isinstance(value, list))]
-
-
 def read(path: Path) -> OwnConfig | RecipeConfig:
     """Raises CheckpointError that names the file and the key at fault."""
     source = Source(str(path), CheckpointError, _REMEDY)
