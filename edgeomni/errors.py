@@ -10,6 +10,8 @@
     ├── EngineError       an engine is missing or failed; says what to install
     ├── AudioError        audio that cannot be used as a question
     ├── PromptError       a prompt that does not fit the model
+    ├── DataError         training or test data that cannot be used
+    ├── TrainError        a training run that cannot begin or go on
     └── ProfileError      a hardware profile that cannot be read
 
 Messages say what was wrong, with the value, and what to do next.
@@ -57,6 +59,14 @@ class AudioError(EdgeOmniError):
 
 
 class PromptError(EdgeOmniError):
+    pass
+
+
+class DataError(EdgeOmniError):
+    pass
+
+
+class TrainError(EdgeOmniError):
     pass
 
 

@@ -22,31 +22,51 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 COMMANDS = {
     "init": "init",
+    "data": "data",
+    "train": "train",
+    "train-codec": "train_codec",
+    "compare-runs": "compare_runs",
+    "merge": "merge",
     "export": "export",
     "run": "run",
     "inspect": "bundles",
     "verify": "verify",
     "profile": "profile",
+    "evaluate": "evaluate",
     "demo": "demo",
     "doctor": "doctor",
 }
-"""Command -> module of this package that holds it, under the command's name (`init_`, `export_`, ...)."""
+"""Command -> module of this package that holds it, under the command's name (`init_`, `train_codec_`, ...)."""
+DATA_COMMANDS = {"check": "data_check", "prepare": "data_prepare", "synth": "data_synth"}
+"""The same for `edgeomni data ...`."""
 INTERRUPTED = 130
 PIPED_WIDTH = 120
 
 
-class CommandGroup(click.Group):
-    """Imports a command when it is asked for; turns errors into one line on stderr and an exit code."""
+class LazyGroup(click.Group):
+    """Imports a command when it is asked for. `lazy`: command -> module of this package that holds it."""
+
+    lazy: dict[str, str] = {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.lazy)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.lazy:
             return None
-        module = import_module(f".{COMMANDS[cmd_name]}", __package__)
-        command: click.Command = getattr(module, f"{cmd_name}_")
+        module = import_module(f".{self.lazy[cmd_name]}", __package__)
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_")
         return command
+
+
+class DataGroup(LazyGroup):
+    lazy = DATA_COMMANDS
+
+
+class CommandGroup(LazyGroup):
+    """All commands; turns errors into one line on stderr and an exit code."""
+
+    lazy = COMMANDS
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

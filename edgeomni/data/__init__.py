@@ -1,0 +1,1 @@
+"""Training and test data: samples, readers of other projects' formats, checks, synthesized speech. No torch."""

@@ -1,0 +1,1 @@
+"""Training: three stages and end-to-end, by LoRA or in full, and the codec."""
