@@ -41,13 +41,17 @@ class Forced:
 
 @dataclass(frozen=True)
 class Options:
-    """`max_length` counts frames, prompt included (the published max_returned_tokens)."""
+    """`max_length` counts frames, prompt included (the published max_returned_tokens).
+
+    `stop_ids`: text ids beside eot that end the text; the answer holds eot in their place.
+    """
 
     sampling: Sampling = field(default_factory=Sampling)
     max_length: int | None = None
     strict: bool = False
     noise_seed: int | None = None
     forced: Forced = field(default_factory=Forced)
+    stop_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,8 @@ class _Turn:
                 logits = self.llm.text_logits(hidden, self.text_row)
             with self.spans("frame.sampling"):
                 text = self.sampler.text(logits, self.seen)
+            if text in self.options.stop_ids:
+                text = self.layout.eot
         if draws is not None:
             with self.spans("frame.audio_head"):
                 audio = self.llm.frame_ids(hidden, 0, text, draws, self.options.sampling)

@@ -18,7 +18,7 @@ from .errors import BundleError
 from .schema import Source, below, is_newer, short, typed
 from .spec import OmniSpec
 
-SCHEMA = "2.0"
+SCHEMA = "2.1"
 REMEDY = "export the checkpoint again, or copy the bundle again"
 
 Count = Annotated[int, Meta(ge=0, le=1 << 40)]

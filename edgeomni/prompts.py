@@ -7,7 +7,8 @@
     ta        pad_a*(n+2), answer_a                      input_t, ids*n, eot, answer_t
     tt        pad_a*(n+3)                                the same
 
-F encoder features stand at positions 1..F. Two-row aa is the aa row above the at row.
+F encoder features stand at positions 1..F. Two-row aa is the aa row above the at row. A system prompt stands first:
+pad_a on the audio streams and its ids on the text stream; earlier turns and the question follow.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from .arrays import I32
 from .errors import PromptError
 from .spec import AUDIO_IN, AUDIO_OUT, TASKS, OmniSpec, TokenLayout
+from .text import Tokenizer
 from .tokens import audio_constant
 
 
@@ -39,23 +41,70 @@ class Prompt:
         return int(self.ids.shape[0])
 
 
+def system_ids(spec: OmniSpec, tokenizer: Tokenizer, system: str | None = None) -> list[int]:
+    """Text ids of a system prompt within the checkpoint's format; none for a blank text.
+
+    `system` None: the checkpoint's own (`spec.chat.default_system`). Raises CheckpointError where there is a text
+    but no tokenizer, PromptError where the tokenizer makes nothing of it.
+    """
+    text = spec.chat.system(system)
+    return tokenizer.encode(text) if text else []
+
+
+def question_ids(spec: OmniSpec, tokenizer: Tokenizer, text: str) -> list[int]:
+    """Text ids of a written question within the checkpoint's format.
+
+    Raises PromptError for a blank question, CheckpointError where the checkpoint has no tokenizer.
+    """
+    return tokenizer.encode(spec.chat.question(text))
+
+
+def from_texts(
+    spec: OmniSpec,
+    tokenizer: Tokenizer,
+    task: str,
+    *,
+    features: int = 0,
+    text: str | None = None,
+    system: str | None = None,
+    two_row: bool = False,
+    history: Sequence[tuple[str, str]] = (),
+) -> Prompt:
+    """The prompt of one turn, as `build` makes it, from texts. Sessions and the trainer both take their prompts here.
+
+    `text`: the question of tt and ta. `system`: see `system_ids`. `history`: earlier turns as (question, answer).
+    Raises PromptError as `build` does and for a blank text, CheckpointError where the checkpoint has no tokenizer.
+    """
+    return build(
+        spec,
+        task,
+        features=features,
+        text_ids=[] if text is None else question_ids(spec, tokenizer, text),
+        system_ids=system_ids(spec, tokenizer, system),
+        two_row=two_row,
+        history=[(question_ids(spec, tokenizer, asked), tokenizer.encode(answer)) for asked, answer in history],
+    )
+
+
 def build(
     spec: OmniSpec,
     task: str,
     *,
     features: int = 0,
     text_ids: Sequence[int] = (),
+    system_ids: Sequence[int] = (),
     two_row: bool = False,
     history: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
 ) -> Prompt:
     """The prompt of one turn: `features` encoder features, or `text_ids`, according to `task`.
 
-    `history` holds earlier turns as (question ids, answer ids). Raises PromptError for an unknown task or one that
+    `system_ids` are the text ids of the system prompt. `history` holds earlier turns as (question ids, answer ids).
+    Raises PromptError for an unknown task or one that
     the checkpoint was not trained for, ids outside the text vocabulary, an empty question, and more history than
     the checkpoint was trained to see.
     """
     _check(spec, task, features, text_ids, len(history))
-    _check_ids(spec.layout, [*text_ids, *(i for turn in history for ids in turn for i in ids)])
+    _check_ids(spec.layout, [*text_ids, *system_ids, *(i for turn in history for ids in turn for i in ids)])
     layout = spec.layout
     if task in AUDIO_IN:
         rows = [_audio_question(layout, task, features)]
@@ -63,7 +112,7 @@ def build(
             rows.append(_audio_question(layout, "at", features))
     else:
         rows = [_text_question(layout, task, text_ids)]
-    past = [_past_turn(layout, *turn) for turn in history]
+    past = [_system(layout, system_ids), *(_past_turn(layout, *turn) for turn in history)]
     start = 1 + sum(p.shape[1] for p in past)
     return Prompt(np.stack([np.concatenate([*past, row], axis=1) for row in rows]), start)
 
@@ -109,6 +158,10 @@ def _text_question(layout: TokenLayout, task: str, ids: Sequence[int]) -> I32:
     if task in AUDIO_OUT:
         audio[:, -1:] = audio_constant(layout, layout.answer_a)
     return _with_text(audio, [layout.input_t, *ids, layout.eot, layout.answer_t])
+
+
+def _system(layout: TokenLayout, ids: Sequence[int]) -> I32:
+    return _with_text(audio_constant(layout, layout.pad_a, len(ids)), ids)
 
 
 def _past_turn(layout: TokenLayout, question: Sequence[int], answer: Sequence[int]) -> I32:

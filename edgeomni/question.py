@@ -41,6 +41,7 @@ class Question:
     long_audio: LongAudio = "refuse"
     two_row: bool = True
     history: Sequence[tuple[str, str]] = ()
+    system: str | None = None
 
     def check(self, spec: OmniSpec, tokenizer: Tokenizer) -> None:
         """Finds what is wrong with the question, as far as that shows without decoding a file or encoding sound.
@@ -77,9 +78,16 @@ class Question:
 
     def prompt(self, spec: OmniSpec, tokenizer: Tokenizer, features: int) -> prompts.Prompt:
         """The prompt with room for `features` encoder features. Raises PromptError."""
-        ids = tokenizer.encode(self.text) if self.text is not None else []
-        past = [(tokenizer.encode(question), tokenizer.encode(answer)) for question, answer in self.history]
-        return prompts.build(spec, self.task, features=features, text_ids=ids, two_row=self.two_row, history=past)
+        return prompts.from_texts(
+            spec,
+            tokenizer,
+            self.task,
+            features=features,
+            text=self.text,
+            system=self.system,
+            two_row=self.two_row,
+            history=self.history,
+        )
 
     def _refuse_sound(self) -> None:
         if self.audio is not None:

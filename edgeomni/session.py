@@ -58,6 +58,7 @@ class Session:
 
     def _hold(self, model: Model) -> None:
         self.spec = model.spec
+        self._stop_ids = frozenset(model.tokenizer.id_of(word) for word in model.spec.chat.stop_words)
         self._model: Model | None = model
         self._turn: weakref.ref[Turn] | None = None
         self._starting = threading.Lock()
@@ -75,7 +76,8 @@ class Session:
 
         A checkpoint runs on the torch reference. `threads`: per engine session, None for all cores. `engine`:
         insists on that engine. Raises UsageError for names that do not exist and an engine that does not run this
-        source, BundleError, CheckpointError, and EngineError for an engine or a device that is not there.
+        source, BundleError, CheckpointError (also for a stop word that is not one entry of the vocabulary), and
+        EngineError for an engine or a device that is not there.
         """
         if device not in get_args(Device):
             raise UsageError(f"unknown device {device!r}; known are {', '.join(get_args(Device))}")
@@ -179,6 +181,7 @@ class Session:
         long_audio: LongAudio = "refuse",
         channel: int | None = None,
         noise_seed: int | None = None,
+        system: str | None = None,
         history: Sequence[tuple[str, str]] = (),
         forced_codes: I64 | None = None,
         forced_text_end: int | None = None,
@@ -195,8 +198,8 @@ class Session:
         default but the checkpoint's context. `encoder_window`: seconds, "auto" (as short as the audio), None for
         what the checkpoint was trained on. `long_audio` "split" encodes audio beyond the window piece by piece.
         `strict`: ids that are no codec entries raise EngineError instead of becoming silence. `noise_seed` switches
-        the codec's noise on. `history`: earlier turns as (question, answer). `forced_codes` [frames, K] and
-        `forced_text_end` are for benchmarks.
+        the codec's noise on. `system`: the system prompt, None for the checkpoint's own, "" for none. `history`:
+        earlier turns as (question, answer). `forced_codes` [frames, K] and `forced_text_end` are for benchmarks.
 
         Raises UsageError for a session that is answering already or closed and for arguments that do not go
         together, PromptError for what the checkpoint was not trained for, AudioError for audio that cannot be a
@@ -205,11 +208,13 @@ class Session:
         """
         began = perf_counter()
         model = self.model
-        question = Question(task, audio, text, sample_rate, channel, encoder_window, long_audio, two_row, history)
+        question = Question(
+            task, audio, text, sample_rate, channel, encoder_window, long_audio, two_row, history, system
+        )
         question.check(model.spec, model.tokenizer)
         frames = audio_frames(task, max_seconds, model.spec)
         forced = Forced(forced_codes, forced_text_end)
-        options = Options(sampling or Sampling(), max_length, strict, noise_seed, forced)
+        options = Options(sampling or Sampling(), max_length, strict, noise_seed, forced, self._stop_ids)
         check_lengths(model.spec, options)
         interrupt = Interrupt()
         answer = Answer(model, question, options, frames, interrupt, began)

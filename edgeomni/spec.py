@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from .chat import ChatSpec
 from .errors import SpecError
 from .limits import LARGEST, positive, sized
 from .schema import Source, short, typed
@@ -258,6 +259,8 @@ class OmniSpec:
     history_turns: int = 0
     """Earlier turns the checkpoint was trained to see."""
     tasks: tuple[Task, ...] = field(default=TASKS)
+    chat: ChatSpec = ChatSpec()
+    """Chat template, system prompt and stop words; by default as the published model, which has none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))

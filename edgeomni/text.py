@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .errors import CheckpointError, PromptError
+from .schema import short
 from .spec import TokenLayout
 
 _UNFINISHED = "\ufffd"
@@ -26,6 +27,19 @@ class Tokenizer:
         if not ids:
             raise PromptError(f"the tokenizer makes no ids of {text[:40]!r}; write it otherwise")
         return ids
+
+    def id_of(self, word: str) -> int:
+        """The one id that stands for `word`.
+
+        Raises CheckpointError where the vocabulary has no such entry, or the checkpoint no tokenizer.
+        """
+        ids: list[int] = self._load().encode(word, add_special_tokens=False).ids
+        if len(ids) != 1 or str(self._load().decode(ids, skip_special_tokens=False)).strip() != word.strip():
+            raise CheckpointError(
+                f"the stop word {short(word)} is not one entry of the tokenizer's vocabulary (its ids: {ids[:10]}); "
+                "set chat.stop_words in config.json to words that are, such as <|im_end|>"
+            )
+        return ids[0]
 
     def decode(self, ids: list[int]) -> str:
         """Ids -> text; without a tokenizer the ids themselves, as <id>."""

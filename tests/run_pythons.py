@@ -26,6 +26,8 @@ MODULES = (
     "test_audio.py",
     "test_bundle.py",
     "test_cancel.py",
+    "test_chat.py",
+    "test_chat_turns.py",
     "test_cli.py",
     "test_cli_answers.py",
     "test_device.py",

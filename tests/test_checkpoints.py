@@ -321,8 +321,8 @@ def reconfigured(tiny_dir: Path, tmp_path: Path, change: Callable[[dict[str, Any
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c.update(version="2.0"), r"\$\.version: .*'2.0' is newer than 1.0.*; update EdgeOmni"),
-        (lambda c: c.update(version="0.9"), r"\$\.version: .*'0.9' is older than 1.0.*edgeomni init"),
+        (lambda c: c.update(version="2.0"), r"\$\.version: .*'2.0' is newer than 1.1.*; update EdgeOmni"),
+        (lambda c: c.update(version="0.9"), r"\$\.version: .*'0.9' is older than 1.1.*edgeomni init"),
         (lambda c: c.pop("licences"), "missing required field `licences`"),
         (lambda c: c.update(colour=1), r"unknown key\(s\) \$\.colour"),
         (lambda c: c["codec"].update(colour=1), r"unknown key\(s\) \$\.codec\.colour"),

@@ -24,6 +24,7 @@ NOT_KEPT = "note: the answer's sound is not kept; add -o answer.wav to keep it, 
 question_options = options(
     click.option("--task", type=click.Choice(TASKS), help="What goes in and comes out [default: aa; ta with --text]."),
     click.option("--text", help="The question, for tt and ta."),
+    click.option("--system", help='System prompt; "" for none [default: the checkpoint\'s own].'),
     click.option("--channel", type=click.IntRange(0), help="Channel of the sound file to hear, from 0."),
     click.option("--encoder-window", default=None, help="auto, or seconds [default: what the model was trained on]."),
     click.option(
@@ -125,7 +126,7 @@ def _request(how: dict[str, Any], limits: Limits) -> dict[str, Any]:
     """Options -> arguments of Session.respond, but the audio. Raises UsageError."""
     sampling: Sampling = sampling_of(how)
     window = window_of(how["encoder_window"])
-    same = {k: how[k] for k in ("text", "two_row", "strict", "long_audio", "channel")}
+    same = {k: how[k] for k in ("text", "system", "two_row", "strict", "long_audio", "channel")}
     bounds = {"max_length": limits.max_length, "max_seconds": limits.max_seconds}
     return {**same, **bounds, "sampling": sampling, "encoder_window": window, "noise_seed": how["codec_noise"]}
 

@@ -13,7 +13,7 @@ from ..manifest import check_provenance
 from ..schema import Source, is_newer, parse_json, read_bytes, typed
 from ..spec import OmniSpec
 
-FORMAT, VERSION = "edgeomni-checkpoint", "1.0"
+FORMAT, VERSION = "edgeomni-checkpoint", "1.1"
 _REMEDY = "copy the checkpoint again, or make it again with `edgeomni init`"
 
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
