@@ -42,7 +42,7 @@ def test_the_loss_sums_over_every_alignment(text: str, ids: list[int]) -> None:
     log_probs = torch.log_softmax(x[0] @ made.linear.weight.T + made.linear.bias, -1).tolist()
     loss = ctc_loss(made, x, [5], [text])
     assert loss.total.item() == pytest.approx(brute_force(log_probs, ids), rel=1e-5)
-    assert (loss.units, loss.too_long) == (len(ids), 0)
+    assert loss.units == len(ids) and made.too_long == 0
 
 
 def test_the_loss_of_a_batch_is_torchs_of_each_row_alone() -> None:
@@ -65,27 +65,31 @@ def test_padding_has_no_say_and_gets_no_gradient() -> None:
 
 
 @pytest.mark.parametrize(("text", "fewest"), [("ab", 2), ("aa", 3), ("aabb", 6), ("abab", 4)])
-def test_texts_longer_than_their_recordings_are_counted_and_left_out(text: str, fewest: int) -> None:
+def test_texts_longer_than_their_recordings_are_counted_and_left_out(
+    text: str, fewest: int, caplog: pytest.LogCaptureFixture
+) -> None:
     made, x = head(), features(2, 8, 3)
     enough = ctc_loss(made, x, [fewest, 8], [text, "b"])
-    assert enough.too_long == 0 and enough.units == len(text) + 1
-    short = ctc_loss(made, x, [fewest - 1, 8], [text, "b"])
-    alone = ctc_loss(made, x[1:], [8], ["b"])
-    assert short.too_long == 1 and short.units == 1 and short.total.item() == pytest.approx(alone.total.item())
+    assert made.too_long == 0 and enough.units == len(text) + 1 and not caplog.messages
+    for times in (1, 2):
+        short = ctc_loss(made, x, [fewest - 1, 8], [text, "b"])
+        alone = ctc_loss(made, x[1:], [8], ["b"])
+        assert short.units == 1 and short.total.item() == pytest.approx(alone.total.item())
+        assert made.too_long == times and len(caplog.messages) == 1 and repr(text) in caplog.messages[0]
 
 
 def test_a_batch_without_a_usable_text_has_a_loss_of_0_that_can_be_learnt_from() -> None:
     made = head()
     loss = ctc_loss(made, features(2, 3, 3), [1, 3], ["ab", " "])
     loss.total.backward()
-    assert loss.total.item() == 0 and (loss.units, loss.too_long) == (0, 1)
+    assert loss.total.item() == 0 and loss.units == 0 and made.too_long == 1
     assert made.linear.weight.grad is not None and made.linear.weight.grad.abs().max() == 0
 
 
 def test_an_empty_text_is_left_out() -> None:
     made, x = head(), features(2, 4, 3)
     both, alone = ctc_loss(made, x, [4, 4], ["", "ab"]), ctc_loss(made, x[1:], [4], ["ab"])
-    assert both.total.item() == pytest.approx(alone.total.item()) and both.units == 2 and both.too_long == 0
+    assert both.total.item() == pytest.approx(alone.total.item()) and both.units == 2 and made.too_long == 0
 
 
 def test_autocast_does_not_round_the_loss() -> None:

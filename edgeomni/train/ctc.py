@@ -7,6 +7,7 @@ which unit it hears, or none (blank); runs of one unit count once.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,8 @@ from ..errors import CheckpointError, TrainError
 from ..model.tensors import differences, read_safetensors, refuse, refuse_unusable, shapes_of, translated
 from ..outputs import first_few, write_file
 from ..schema import Source, parse_json, typed
+
+logger = logging.getLogger("edgeomni")
 
 Units = Literal["characters", "words"]
 BLANK = 0
@@ -77,15 +80,30 @@ class CtcVocabulary:
 
 
 class CtcHead(nn.Module):
-    """Encoder features [B, T, width] -> logits [B, T, 1 + entries] of the blank and the vocabulary."""
+    """Encoder features [B, T, width] -> logits [B, T, 1 + entries] of the blank and the vocabulary.
+
+    `too_long` counts the texts that ctc_loss left out because they do not fit their recordings.
+    """
 
     def __init__(self, width: int, vocabulary: CtcVocabulary) -> None:
         super().__init__()
         self.vocabulary = vocabulary
+        self.too_long = 0
         self.linear = nn.Linear(width, 1 + len(vocabulary.entries))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.linear(features)
+
+    def note_too_long(self, texts: Sequence[str]) -> None:
+        """Counts texts that have more units than their recordings have positions, and warns of the first."""
+        if texts and not self.too_long:
+            logger.warning(
+                "the text %.60r has more %s than its recording has encoder positions, so the CTC loss leaves it out; "
+                "`edgeomni data check` finds texts that cannot fit their duration",
+                texts[0],
+                self.vocabulary.units,
+            )
+        self.too_long += len(texts)
 
     @torch.no_grad()
     def decode(self, features: Tensor, lengths: Sequence[int]) -> list[str]:
@@ -116,25 +134,25 @@ class CtcHead(nn.Module):
 
 
 class CtcLoss(NamedTuple):
-    """`total`: sum of -log p(text) in nats. `units`: how many units the texts have together; total / units is a mean.
-    `too_long`: texts left out because no alignment fits them into their recordings."""
+    """`total`: sum of -log p(text) in nats. `units`: how many units the texts have together."""
 
     total: Tensor
     units: int
-    too_long: int
 
 
 def ctc_loss(head: CtcHead, features: Tensor, lengths: Sequence[int], texts: Sequence[str]) -> CtcLoss:
     """The loss of features [B, T, width], of which lengths[b] positions are speech that says texts[b].
 
-    Rows with an empty text are left out. Computed in float32 whatever autocast says. Raises TrainError for units that
-    the head does not know.
+    Rows with an empty text are left out, and so are texts that no alignment fits into their recordings; of these
+    head.too_long keeps count. Computed in float32 whatever autocast says. Raises TrainError for units that the head
+    does not know.
     """
     targets = [head.vocabulary.ids(text) for text in texts]
-    fits = [_positions(ids) <= n for ids, n in zip(targets, lengths, strict=True)]
+    fits = [positions(ids) <= n for ids, n in zip(targets, lengths, strict=True)]
+    head.note_too_long([text for text, fit in zip(texts, fits, strict=True) if not fit])
     rows = [row for row, ids in enumerate(targets) if ids and fits[row]]
     if not rows:
-        return CtcLoss(head(features).float().sum() * 0.0, 0, fits.count(False))
+        return CtcLoss(head(features).float().sum() * 0.0, 0)
     chosen = [torch.tensor(targets[row]) for row in rows]
     total = F.ctc_loss(
         head(features[rows]).float().log_softmax(-1).transpose(0, 1),
@@ -145,10 +163,10 @@ def ctc_loss(head: CtcHead, features: Tensor, lengths: Sequence[int], texts: Seq
         reduction="sum",
         zero_infinity=True,
     )
-    return CtcLoss(total, sum(map(len, chosen)), fits.count(False))
+    return CtcLoss(total, sum(map(len, chosen)))
 
 
-def _positions(ids: Sequence[int]) -> int:
+def positions(ids: Sequence[int]) -> int:
     """The fewest positions that can say `ids`: one each, and a blank between two that are equal."""
     return len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
 
