@@ -14,7 +14,7 @@ import soxr
 from numpy.typing import NDArray
 
 from .arrays import F32, F64
-from .errors import AudioError
+from .errors import AudioError, SilenceError
 from .spec import FrontEndSpec
 
 MAX_CHANNELS = 2
@@ -83,7 +83,8 @@ def as_samples(samples: object, name: str = "audio") -> F32:
     """A question's samples: array [S] of float16, float32 or float64 -> float32 [S].
 
     Raises AudioError that says what to do for other dtypes, other shapes, and samples that cannot be a question: none
-    at all, NaN or infinite, beyond `LOUDEST`, silent. Full scale is 1; louder recordings are taken up to `LOUDEST`.
+    at all, NaN or infinite, beyond `LOUDEST`, silent (SilenceError). Full scale is 1; louder recordings are taken up
+    to `LOUDEST`.
     """
     if not isinstance(samples, np.ndarray):
         raise AudioError(f"{name}: expected a NumPy array of samples, got {type(samples).__name__}")
@@ -106,7 +107,7 @@ def as_samples(samples: object, name: str = "audio") -> F32:
             "divide integer samples by their full scale (int16 by 32768)"
         )
     if peak < np.float32(SILENCE_PEAK):  # as the samples have it: a peak of exactly 1e-4 in float32 is speech
-        raise AudioError(f"{name}: is silent (peak under {SILENCE_PEAK:g}); check the microphone")
+        raise SilenceError(f"{name}: is silent (peak under {SILENCE_PEAK:g}); check the microphone")
     return np.ascontiguousarray(samples, np.float32)
 
 

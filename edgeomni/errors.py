@@ -9,6 +9,7 @@
     ├── GateError         a quality or latency gate was missed             (exit 3)
     ├── EngineError       an engine is missing or failed; says what to install
     ├── AudioError        audio that cannot be used as a question
+    │   └── SilenceError  audio in which nothing is heard
     ├── PromptError       a prompt that does not fit the model
     ├── DataError         training or test data that cannot be used
     ├── TrainError        a training run that cannot begin or go on
@@ -55,6 +56,10 @@ class EngineError(EdgeOmniError):
 
 
 class AudioError(EdgeOmniError):
+    pass
+
+
+class SilenceError(AudioError):
     pass
 
 
