@@ -7,29 +7,32 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import exporters
+from . import exporters, runtimes
 from .bundle import MANIFEST, Bundle, Component, Manifest, describe_files, is_bundle, write_manifest
+from .components import OpenOptions
 from .engines import COMPONENTS, FORMATS
 from .errors import ExportError, UsageError
+from .evaluate.lost import JudgeData, points_lost
 from .gate.judge import GateOptions
-from .gate.run import judged, versions_of
+from .gate.run import Words, judged, versions_of
 from .hardware import check_threads
 from .outputs import check_directory, first_few, named, new_directory, strangers
 from .quantize import policy
+from .session import Session
 
 if TYPE_CHECKING:
     from .model.omni import OmniModel
 
 Say = Callable[[str], None]
 TOKENIZER = "tokenizer.json"
-STEPS = 9
-"""How often `export_bundle` calls `progress`."""
+STEPS, JUDGE_STEPS = 9, 2
+"""How often `export_bundle` calls `progress`, and how often more where a test set judges."""
 _TOOLS = ("edgeomni", "numpy", "onnx", "onnxruntime", "torch", "transformers", "snac")
 _log = logging.getLogger("edgeomni")
 
@@ -42,6 +45,7 @@ def export_bundle(
     formats: Mapping[str, str] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     gate: GateOptions | None = None,
+    judge: JudgeData | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Say = lambda _: None,
@@ -50,10 +54,12 @@ def export_bundle(
     """Exports a checkpoint directory (or a model in memory) to the bundle directory `out`.
 
     `precision` fills the components that `formats` ({"encoder": "onnx:int8"}) does not name. `options` are the formats'
-    own options, by format ({"onnx": {"flavour": "portable", "block": 32}}). `progress` is told each step, `on_gate`
-    gets the gate's figures whether they pass or not. Raises UsageError for names and paths that make no sense,
-    CheckpointError, ExportError (also for a full disk), and GateError when a figure is missed; then, as after Ctrl-C,
-    nothing of the export stays on disk and an older bundle is as it was.
+    own options, by format ({"onnx": {"flavour": "portable", "block": 32}}). `judge` is a test set that the checkpoint
+    and the export both answer; the points that the export loses join the gate as its part "words". `progress` is told
+    each step, `on_gate` gets the gate's figures whether they pass or not. Raises UsageError for names and paths that
+    make no sense, CheckpointError, ExportError (also for a full disk), DataError for a test set that cannot be used,
+    and GateError when a figure is missed; then, as after Ctrl-C, nothing of the export stays on disk and an older
+    bundle is as it was.
     """
     limits = gate or GateOptions()
     target = _checked_target(source, out, force)
@@ -69,7 +75,7 @@ def export_bundle(
             components[name] = _exported(model, name, stage, wanted[name], own)
         manifest = _manifest(model, components, stage, _command(wanted, own))
         staged = Bundle(stage, manifest)
-        report = judged(model, staged, limits, threads, progress)
+        report = judged(model, staged, limits, threads, progress, _words(model, staged, judge, threads, progress))
         manifest.gate = {**report.to_dict(), "engines": versions_of(staged)}
         on_gate(manifest.gate)
         if limits.enforce:
@@ -99,8 +105,8 @@ def choices(
 
 
 @contextmanager
-def console_progress(title: str = "export") -> Iterator[Say]:
-    """A `progress` that draws a bar on a terminal and prints plain lines anywhere else, on stderr."""
+def console_progress(title: str = "export", steps: int = STEPS) -> Iterator[Say]:
+    """A `progress` that draws a bar of `steps` on a terminal and prints plain lines anywhere else, on stderr."""
     if not sys.stderr.isatty():
         yield lambda step: print(f"{title}: {step}", file=sys.stderr, flush=True)
         return
@@ -109,7 +115,7 @@ def console_progress(title: str = "export") -> Iterator[Say]:
 
     columns = TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=STEPS)
+        task = bar.add_task("", total=steps)
         yield lambda step: bar.update(task, advance=1, description=step)
 
 
@@ -132,6 +138,25 @@ def _exported(
     format_, precision = wanted
     component: Component = exporters.exporter_of(format_).export(model, name, stage, precision, options[format_])
     return component
+
+
+def _words(
+    model: OmniModel, staged: Bundle, judge: JudgeData | None, threads: int | None, progress: Say
+) -> Words | None:
+    """What measures the points lost on the test set, when the gate asks for it."""
+    if judge is None:
+        return None
+
+    def measured() -> tuple[dict[str, float], dict[str, Any]]:
+        from .model.fake_quant import computing_with
+        from .runtimes.torch import components_of
+
+        original = Session(components_of(model), model.spec, model.tokenizer_json)
+        with computing_with(threads), closing(runtimes.open_components(staged, OpenOptions(threads))) as components:
+            exported = Session(components, model.spec, model.tokenizer_json)
+            return points_lost(original, exported, judge, progress)
+
+    return measured
 
 
 def _manifest(model: OmniModel, components: dict[str, Component], stage: Path, command: str) -> Manifest:

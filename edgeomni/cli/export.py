@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,11 @@ from ..hardware import HardwareProfile, load_profile
 from ..printing import show
 from .bundles import gate_table
 from .common import console, force_option, options
+from .evaluate import recogniser_option, unreadable
 from .init import check_preset, random_source
+
+if TYPE_CHECKING:
+    from ..evaluate.lost import JudgeData
 
 component_options = options(
     click.option("--format", "target", default="onnx", show_default=True, help="Format of what is not named below."),
@@ -38,6 +42,12 @@ gate_options = options(
     click.option("--gate", multiple=True, metavar="NAME=VALUE", help="Change a threshold (llm.top1=0.99). Repeatable."),
     click.option("--no-gate", is_flag=True, help="Tell what was missed, and go on."),
 )
+judge_options = options(
+    click.option("--judge", metavar="DATA", help="Also judge by this test set: points lost against the checkpoint."),
+    click.option("--judge-format", metavar="F", help="Its format [default: told by what it is]."),
+    click.option("--judge-limit", type=click.IntRange(1), metavar="N", help="Samples of each task at most."),
+    recogniser_option,
+)
 
 
 @click.command("export")
@@ -46,6 +56,7 @@ gate_options = options(
 @click.option("-o", "--output", required=True, help="Bundle directory to write.")
 @component_options
 @gate_options
+@judge_options
 @click.option("--profile", "profile_name", help="Hardware profile: its precisions, its budget for the size.")
 @force_option
 def export_(checkpoint: str | None, output: str, profile_name: str | None, **how: Any) -> None:
@@ -55,13 +66,15 @@ def export_(checkpoint: str | None, output: str, profile_name: str | None, **how
     edgeomni export ckpt -o bundle --precision int4
     edgeomni export ckpt -o bundle --encoder onnx:int8 --llm onnx:int4 --codec onnx:fp32
     edgeomni export --preset tiny --random --seed 0 -o bundle
+    edgeomni export ckpt -o bundle --judge test.jsonl --recogniser pocketsphinx
     """
     profile = load_profile(profile_name) if profile_name else None
     request = _request(how, profile)
     source = _source(checkpoint, how)
     from .. import export
 
-    with export.console_progress() as progress:
+    request["judge"] = judge = _judge(how)
+    with export.console_progress(steps=export.STEPS + (export.JUDGE_STEPS if judge else 0)) as progress:
         bundle = export.export_bundle(source, output, **request, progress=progress, on_gate=_show)
     click.echo(f"{output}: {bundle.size / 1e6:.1f} MB, digest {bundle.digest[:12]}")
     if profile:
@@ -93,6 +106,20 @@ def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, 
     gate = GateOptions(dict(parse_limit(text) for text in how["gate"]), enforce=not how["no_gate"])
     same = {k: how[k] for k in ("threads", "force")}
     return {**same, "precision": precision, "formats": formats, "options": own, "gate": gate}
+
+
+def _judge(how: dict[str, Any]) -> JudgeData | None:
+    """Raises UsageError for options that need --judge, DataError for data that cannot be read."""
+    if how["judge"] is None:
+        if given := [name for name in ("judge_format", "judge_limit", "recogniser") if how[name] is not None]:
+            raise UsageError(f"--{given[0].replace('_', '-')} belongs to --judge DATA; give that too, or leave it out")
+        return None
+    from ..data.readers import read_data
+    from ..evaluate.lost import JudgeData
+
+    data = read_data(how["judge"], how["judge_format"])
+    own = {"recogniser": how["recogniser"], "limit": how["judge_limit"]}
+    return JudgeData(data.samples, unreadable=unreadable(data), **own)
 
 
 def _show(gate: dict[str, Any]) -> None:

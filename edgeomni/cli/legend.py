@@ -10,6 +10,7 @@ from ..gate.judge import meanings
 PARTS = {
     "fidelity": "against torch holding the same stored weights: is the export the same model?",
     "quality": "against the fp32 original: what did the precision cost?",
+    "words": "points lost against the fp32 original on a test set: does it still answer right?",
     "device": "this machine against what the export gave when it was judged: does it choose the same?",
 }
 

@@ -23,13 +23,16 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Part = Literal["fidelity", "quality", "device"]
-"""fidelity: against torch holding the same weights; quality: against the original; device: against recorded outputs."""
+Part = Literal["fidelity", "quality", "words", "device"]
+"""fidelity: against torch holding the same weights; quality: against the original; words: against the original on a
+test set, where one was given; device: against recorded outputs."""
 NOT_JUDGED = "not judged: random weights"
 MISSING = "MISSED: was not measured"
 UNKNOWN = "MISSED: has no threshold"
 _SENSES = {"at_least": "≥", "at_most": "≤"}
 _BIT_CLASSES = (32, 16, 8, 4)
+_NEED_TRAINING = ("quality", "words")
+"""Parts that random weights cannot be judged by: their answers are noise."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def judge(
     parts: Sequence[Part] = ("fidelity", "quality"),
     complete: bool = True,
 ) -> Report:
-    """Figures by part and name -> Report. `graded`: component -> what chooses its thresholds.
+    """Figures by part and name -> Report. `graded`: component, or task -> what chooses its thresholds.
 
     `expected` are figures beyond the mandatory ones that must be there ("llm.excess" where kernels round inputs).
     `within_reach` lowers an at-least threshold of fidelity to what float32 can reach on this checkpoint at all.
@@ -158,12 +161,12 @@ def judge(
         missing = _missing(part, values, expected) if complete else ()
         for name in [*values, *missing]:
             sense, limit = _limit(part, name, graded)
-            if part != "quality" and limit is not None and sense == "at_least":
+            if part not in _NEED_TRAINING and limit is not None and sense == "at_least":
                 limit = min(limit, reach.get(name, limit))
             limit = limits.get(_spelling(part, name), limit)
             fault = "" if name in values else MISSING
             value = float(values.get(name, math.nan))
-            figures.append(Figure(name, part, value, sense, limit, trained or part != "quality", fault))
+            figures.append(Figure(name, part, value, sense, limit, trained or part not in _NEED_TRAINING, fault))
     return Report(tuple(figures), details or {})
 
 

@@ -11,7 +11,7 @@ from ..arrays import F32
 from ..audio import log_mel
 from ..bundle import Bundle, Component, describe_files, sha256
 from ..components import Components, OpenOptions
-from ..spec import OmniSpec
+from ..spec import TASKS, OmniSpec
 from . import figures, reference, teacher_forcing
 from .judge import GateOptions, Graded, Report, judge
 
@@ -19,15 +19,24 @@ if TYPE_CHECKING:
     from ..model.omni import OmniModel
 
 Say = Callable[[str], None]
+Words = Callable[[], tuple[dict[str, float], dict[str, Any]]]
 _PROBE_SHARE = 0.4
 """Part of the encoder's window that the synthetic probe fills; the rest is padding, as with most questions."""
 _SMALL = 20_000_000
 """Parameters up to which torch computes with one thread: more would only wait for each other."""
 
 
-def judged(model: OmniModel, bundle: Bundle, options: GateOptions, threads: int | None, progress: Say) -> Report:
+def judged(
+    model: OmniModel,
+    bundle: Bundle,
+    options: GateOptions,
+    threads: int | None,
+    progress: Say,
+    words: Words | None = None,
+) -> Report:
     """Measures the staged bundle against `model`, and records its outputs in it for `verify --gate`.
 
+    `words` measures points lost on a test set, by task and figure ("aa.exact"), and tells what stands behind them.
     Where stored files are not what the exporter should have written, nothing is run any more: the report then holds
     that alone.
     """
@@ -43,6 +52,8 @@ def judged(model: OmniModel, bundle: Bundle, options: GateOptions, threads: int 
         outputs = figures.measure(sides, _windows(model.spec, options), measured, progress)
     path = reference.write(outputs, measured, bundle.path / reference.FILE)
     bundle.manifest.reference = describe_files(bundle.path, [path])[0]
+    if words is not None:
+        measured.figures["words"], measured.details["words"] = words()
     expected = ["llm.excess"] if sides.llm_rounds else []
     return _verdict(bundle, measured, options, expected=expected)
 
@@ -60,9 +71,11 @@ def versions_of(bundle: Bundle) -> dict[str, str]:
 
 
 def _verdict(bundle: Bundle, measured: figures.Measured, options: GateOptions, **how: Any) -> Report:
+    graded = {name: Graded.of(c) for name, c in bundle.manifest.components.items()}
+    poorest = min(graded.values(), key=lambda grade: grade.bits)  # an answer is as good as the poorest part allows
     return judge(
         measured.figures,
-        {name: Graded.of(c) for name, c in bundle.manifest.components.items()},
+        graded | dict.fromkeys(TASKS, poorest),
         trained=bundle.manifest.provenance.get("weights") != "random",
         options=options,
         details=measured.details,
