@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
 from .common import force_option, options
 
+if TYPE_CHECKING:
+    from ..model.swap import Swapped
+    from ..model.swap_notes import Notes
+
 parts = options(
     click.option("--encoder", help="Whisper encoder: hub id or directory (openai/whisper-small)."),
     click.option("--llm", help="Qwen2, Qwen3, Llama or Mistral: hub id or directory (Qwen/Qwen2-0.5B)."),
     click.option("--codec", help="SNAC or Mimi: hub id or directory (hubertsiuzdak/snac_24khz)."),
-    click.option("--adapter", type=click.Choice(["linear", "swiglu"]), default="swiglu", show_default=True),
-    click.option("--tts-layers", type=click.IntRange(0), default=0, show_default=True, help="Blocks of a TTS adapter."),
+    click.option(
+        "--adapter",
+        type=click.Choice(["linear", "swiglu"]),
+        help="What stands between encoder and LLM [default: swiglu; with --from, the checkpoint's kind].",
+    ),
+    click.option(
+        "--tts-layers",
+        type=click.IntRange(0),
+        help="Blocks of a TTS adapter [default: 0; with --from, as many as the checkpoint has].",
+    ),
     click.option(
         "--streams", type=click.IntRange(1), help="Codebooks of Mimi that the model speaks [default: up to 8]."
     ),
@@ -27,16 +39,18 @@ random_source = options(
 
 
 @click.command("init")
+@click.option("--from", "start", metavar="CHECKPOINT", help="Swap the given parts in this checkpoint, keep the rest.")
 @parts
 @random_source
 @click.option("-o", "--output", required=True, help="Checkpoint directory to write.")
 @click.option("--recipe", is_flag=True, help="With --preset: write only name and seed; loading draws the weights.")
 @force_option
 def init_(output: str, recipe: bool, force: bool, **source: Any) -> None:
-    """Compose a checkpoint from parts, or make one with random weights.
+    """Compose a checkpoint from parts, swap parts of one, or make one with random weights.
 
     \b
     edgeomni init --encoder openai/whisper-small --llm Qwen/Qwen2-0.5B --codec hubertsiuzdak/snac_24khz -o ckpt
+    edgeomni init --from ckpt --codec kyutai/mimi -o other
     edgeomni init --preset tiny --random --seed 0 -o ckpt
     """
     check_source(source, recipe)
@@ -45,6 +59,11 @@ def init_(output: str, recipe: bool, force: bool, **source: Any) -> None:
     checkpoints.check_target(output, force=force)
     if recipe:
         checkpoints.save_preset(source["preset"], source["seed"], output, force=force)
+    elif source["start"]:
+        swapped = _swap(source)
+        checkpoints.save(swapped.model, output, force=force)
+        for line in swap_lines(swapped.notes):
+            click.echo(line, err=True)
     else:
         model = _build(source)
         checkpoints.save(model, output, force=force)
@@ -57,13 +76,24 @@ def untrained_sentence(untrained: str) -> str:
     """What to expect of a model whose parts in the provenance's list ("adapter, audio rows") are untrained."""
     *most, last = untrained.split(", ")
     names = f"{', the '.join(most)} and the {last}" if most else last
-    return f"The {names} are untrained: this checkpoint answers noise until it is trained."
+    are = "are" if most or last.endswith("s") else "is"
+    return f"The {names} {are} untrained: this checkpoint answers noise until it is trained."
+
+
+def swap_lines(notes: Notes) -> list[str]:
+    """What became of each part, and which stages have to be trained, each with its reasons."""
+    stages = [f"stage {stage} must be run again: {'; '.join(why)}" for stage, why in notes.stages.items()]
+    return [*(f"{part}: {fate}" for part, fate in notes.parts.items()), *stages]
 
 
 def check_source(source: dict[str, Any], recipe: bool) -> None:
-    """Raises UsageError unless the options name either three parts or a random preset."""
+    """Raises UsageError unless the options name three parts, a random preset, or a checkpoint and parts to swap."""
     check_preset(source["preset"], source["random"])
     given = [k for k in ("encoder", "llm", "codec") if source[k]]
+    if source["start"]:
+        if source["preset"] or recipe:
+            raise UsageError("--from keeps a checkpoint's weights, --preset and --recipe draw new ones; choose one")
+        return
     if source["streams"] and not given:
         raise UsageError("--streams is for a Mimi codec: compose from --encoder, --llm and --codec with it")
     if source["preset"] and given:
@@ -86,5 +116,17 @@ def _build(source: dict[str, Any]) -> Any:
 
     if source["preset"]:
         return checkpoints.preset(source["preset"], source["seed"])
-    options = ("encoder", "llm", "codec", "adapter", "tts_layers", "streams", "seed")
-    return checkpoints.compose(**{k: source[k] for k in options})
+    return checkpoints.compose(
+        **{k: source[k] for k in ("encoder", "llm", "codec", "streams", "seed")},
+        adapter=source["adapter"] or "swiglu",
+        tts_layers=source["tts_layers"] or 0,
+    )
+
+
+def _swap(source: dict[str, Any]) -> Swapped:
+    from ..model import checkpoints
+    from ..model.swap import check_options, swap
+
+    parts, options = ("encoder", "llm", "codec"), ("adapter", "tts_layers", "streams")
+    check_options([part for part in parts if source[part]], **{k: source[k] for k in options})
+    return swap(checkpoints.load(source["start"]), **{k: source[k] for k in (*parts, *options, "seed")})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..sampling import check_seed
-from ..spec import AdapterSpec, OmniSpec, TokenLayout
+from ..spec import AdapterSpec, BodySpec, OmniSpec, TokenLayout
 from . import codecs, encoders, parts, sources
 from .omni import OmniModel, fill, skeleton
 from .presets import draw
@@ -48,8 +48,7 @@ def compose(
     are read), cannot be read or does not fit; UsageError for a seed or a number of TTS layers out of range.
     """
     check_seed(seed)
-    if not 0 <= tts_layers <= MOST_TTS_LAYERS:
-        raise UsageError(f"the TTS adapter may have 0 to {MOST_TTS_LAYERS} layers, not {tts_layers}")
+    check_tts_layers(tts_layers)
     speech_config, body_config, voice_config = parts.check(encoder, llm, codec, streams)
     speech = parts.read_encoder(encoder, speech_config)
     body = parts.read_llm(llm, body_config)
@@ -58,7 +57,7 @@ def compose(
         spec = _spec_of(speech, body, voice, adapter, tts_layers)
         model = skeleton(spec, voice.config)
     parts.refuse_misfits(encoder, shapes_of(model.encoder.state_dict()), speech.state)
-    parts.refuse_misfits(llm, _llm_shapes(model, body), body.state)
+    parts.refuse_misfits(llm, llm_shapes(model, body), body.state)
     parts.refuse_misfits(codec, shapes_of(model.codec.state_dict()), voice.state)
     given = {
         **{f"encoder.{n}": t for n, t in speech.state.items()},
@@ -71,17 +70,32 @@ def compose(
     model.tokenizer_json = read_text(tokenizer) if tokenizer else None
     model.provenance = _provenance({"encoder": encoder, "llm": llm, "codec": codec}, seed, tts_layers)
     model.licences = {part: sources.licence(s) for part, s in (("encoder", encoder), ("llm", llm), ("codec", codec))}
-    if body.limit and spec.context == body.context:
-        model.provenance["limit"] = body.limit
-        logger.warning("%s", body.limit)
+    note_limit(model, body)
     return model
+
+
+def note_limit(model: OmniModel, llm: parts.Llm) -> None:
+    """Tells why the context is shorter than the LLM's positions, and writes it into the provenance."""
+    if llm.limit and model.spec.context == llm.context:
+        model.provenance["limit"] = llm.limit
+        logger.warning("%s", llm.limit)
+
+
+def check_tts_layers(layers: int) -> None:
+    """Raises UsageError for a number of TTS layers out of range."""
+    if not 0 <= layers <= MOST_TTS_LAYERS:
+        raise UsageError(f"the TTS adapter may have 0 to {MOST_TTS_LAYERS} layers, not {layers}")
+
+
+def adapter_spec(kind: AdapterKind, body: BodySpec) -> AdapterSpec:
+    """The adapter of that kind that a composed model gets before that body."""
+    return AdapterSpec("linear", bias=True) if kind == "linear" else AdapterSpec(kind, body.ffn)
 
 
 def _spec_of(
     speech: parts.Encoder, body: parts.Llm, voice: parts.Codec, adapter: AdapterKind, tts_layers: int
 ) -> OmniSpec:
     codec, body_spec = codecs.spec_of(voice.config), body.spec
-    adapter_spec = AdapterSpec("linear", bias=True) if adapter == "linear" else AdapterSpec(adapter, body_spec.ffn)
     layout = TokenLayout(
         body.vocab + TEXT_SPECIALS,
         codec.codebook_size + AUDIO_SPECIALS,
@@ -92,7 +106,7 @@ def _spec_of(
     return OmniSpec(
         front_end=encoders.front_end(speech.spec, speech.n_mels),
         encoder=speech.spec,
-        adapter=adapter_spec,
+        adapter=adapter_spec(adapter, body_spec),
         body=body_spec,
         layout=layout,
         codec=codec,
@@ -102,7 +116,7 @@ def _spec_of(
     )
 
 
-def _llm_shapes(model: OmniModel, llm: parts.Llm) -> Shapes:
+def llm_shapes(model: OmniModel, llm: parts.Llm) -> Shapes:
     """The shapes that the LLM's own files must have: its body without TTS adapter and new rows."""
     words = (llm.vocab, llm.spec.width)
     heads = {} if llm.tied else {"lm_head.weight": words}
@@ -116,17 +130,17 @@ def _llm_tensors(llm: parts.Llm, spec: OmniSpec, seed: int) -> dict[str, Tensor]
     whole_tables = ("embed_tokens.weight", "lm_head.weight")
     tensors = {f"body.{n}": t for n, t in llm.state.items() if n not in whole_tables}
     words = llm.embedding.float()
-    tensors["embedding.weight"] = torch.cat([words, _new_rows(words, layout.text_specials + audio, generator)])
+    tensors["embedding.weight"] = torch.cat([words, new_rows(words, layout.text_specials + audio, generator)])
     if llm.head is not None:
         head = llm.head.float()
-        tensors["text_head.weight"] = torch.cat([head, _new_rows(head, layout.text_specials, generator)])
-        tensors["audio_head.weight"] = _new_rows(head, audio, generator)
+        tensors["text_head.weight"] = torch.cat([head, new_rows(head, layout.text_specials, generator)])
+        tensors["audio_head.weight"] = new_rows(head, audio, generator)
     elif spec.tts_layers:
-        tensors["audio_head.weight"] = _new_rows(words, audio, generator)
+        tensors["audio_head.weight"] = new_rows(words, audio, generator)
     return tensors
 
 
-def _new_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def new_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` rows drawn around the mean of `rows` [V, D], with their standard deviation per dimension."""
     spread = rows.std(0) if len(rows) > 1 else torch.ones_like(rows[0])
     return torch.randn((count, rows.shape[1]), generator=generator) * spread + rows.mean(0)

@@ -81,12 +81,29 @@ def check(encoder: str, llm: str, codec: str, streams: int | None) -> tuple[Conf
     """
     for source in (encoder, llm, codec):
         sources.check_exists(source)
-    speech = None if Path(encoder).is_file() else _checked(encoder, "encoder", ("whisper",))
-    body, voice = _checked(llm, "LLM", tuple(LLMS)), sources.config_json(codec)
-    if "model_type" in voice or "vq_strides" not in voice:  # SNAC's config.json names no type
-        _check_type(codec, voice, "codec", ("snac", "mimi"))
-    codecs.check_streams(_codec_config(voice, streams), streams)
-    return speech, body, voice
+    return check_encoder(encoder), check_llm(llm), check_codec(codec, streams)
+
+
+def check_encoder(source: str) -> Config | None:
+    """As `check`, of the encoder alone."""
+    sources.check_exists(source)
+    return None if Path(source).is_file() else _checked(source, "encoder", ("whisper",))
+
+
+def check_llm(source: str) -> Config:
+    """As `check`, of the LLM alone."""
+    sources.check_exists(source)
+    return _checked(source, "LLM", tuple(LLMS))
+
+
+def check_codec(source: str, streams: int | None) -> Config:
+    """As `check`, of the codec alone."""
+    sources.check_exists(source)
+    config = sources.config_json(source)
+    if "model_type" in config or "vq_strides" not in config:  # SNAC's config.json names no type
+        _check_type(source, config, "codec", ("snac", "mimi"))
+    codecs.check_streams(_codec_config(config, streams), streams)
+    return config
 
 
 def read_encoder(source: str, config: Config | None) -> Encoder:
