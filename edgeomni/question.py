@@ -71,7 +71,7 @@ class Question:
         if self.audio is None:
             return None
         samples = self._samples(spec.front_end.sample_rate, spans)
-        limit = _window_samples(self.window, len(samples), spec)
+        limit = window_samples(self.window, len(samples), spec)
         self._check_length(len(samples), limit, spec)
         starts = range(0, len(samples), limit)
         return np.concatenate([_encode(samples[i : i + limit], limit, spec, encoder, spans, interrupt) for i in starts])
@@ -102,7 +102,7 @@ class Question:
         sound.check_rate(rate, "audio")
         sound.as_samples(samples)
         heard = len(samples) * spec.front_end.sample_rate // rate
-        self._check_length(heard, _window_samples(self.window, heard, spec), spec)
+        self._check_length(heard, window_samples(self.window, heard, spec), spec)
 
     def _check_file(self, path: str | os.PathLike[str] | None) -> None:
         if not isinstance(path, (str, os.PathLike)):
@@ -154,7 +154,7 @@ def _check_window(window: Window, spec: OmniSpec) -> None:
         raise UsageError(f"the encoder window must be auto or seconds up to {longest}, not {window!r}")
 
 
-def _window_samples(window: Window, samples: int, spec: OmniSpec) -> int:
+def window_samples(window: Window, samples: int, spec: OmniSpec) -> int:
     """Samples that the encoder hears at once, for audio of `samples` samples."""
     front = spec.front_end
     if window is None:

@@ -89,17 +89,20 @@ def test_after_any_number_of_draws_every_task_is_within_one_draw_of_its_share(we
         assert all(abs(counts[task] - n * weight / total) < 1 for task, weight in weights.items())
 
 
-def test_a_pool_of_one_batch_mixes_every_batch() -> None:
-    made = plan(weights={"asr": 2, "aa": 1, "tt": 1}, pool=1)
-    for batch in first(made, 20):
+@pytest.mark.parametrize("pool", [1, 16])
+def test_every_batch_mixes_the_tasks_by_their_weights(pool: int) -> None:
+    made = plan(weights={"asr": 2, "aa": 1, "tt": 1}, pool=pool)
+    for batch in first(made, 40):
         assert Counter(draw.task for draw in batch) == {"asr": 2, "aa": 1, "tt": 1}
 
 
-def test_equally_long_tasks_are_mixed_within_batches() -> None:
-    """Sorting by length keeps the order of equal ones, which must not be an order of tasks."""
-    made = plan(lengths={task: [50] * n for task, n in SIZES.items()}, weights=dict.fromkeys(SIZES, 1), batch=12)
-    kinds = {tuple(sorted(Counter(draw.task for draw in batch).items())) for batch in first(made, 32)}
-    assert len(kinds) > 4 and all(len(kind) == 3 for kind in kinds)
+def test_the_longest_of_every_task_meet_in_one_batch() -> None:
+    """Lengths 1..16 per task, one of each per batch: with a pool of 16, every batch holds three equal lengths."""
+    sizes: dict[Task, int] = {"asr": 16, "aa": 16, "tt": 16}
+    lengths = {task: list(range(1, 17)) for task in sizes}
+    made = plan(sizes, lengths=lengths, weights=dict.fromkeys(sizes, 1), batch=3)
+    for batch in first(made, 16):
+        assert len({length(made, draw) for draw in batch}) == 1 and len(batch) == 3
 
 
 def test_a_task_of_weight_0_or_without_a_weight_is_not_drawn() -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import soundfile
 
@@ -64,6 +65,19 @@ class Clip:
         return SoundInfo(header.samplerate, header.channels, max(0.0, end - self.start_s))
 
 
+class PreparedMel(Protocol):
+    """Log-mels that were computed before (train/prepared.py), read when they are asked for."""
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Encoder features wanted of each recording."""
+        ...
+
+    def windows(self) -> list[F32]:
+        """Of each recording the log-mel of its whole encoder window, float32 [n_mels, t]."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One line of data. `where` ("train.jsonl:12") is what messages call it.
@@ -71,7 +85,7 @@ class Sample:
     `text`: what is said in `audio`, or the question in writing. `answer`: the answer's text; `answer_audio` the same
     spoken, `answer_codes` int64 [frames, K] the same as codec frames of the model's codec. `task` None: every task
     that the fields allow. `system` None: the checkpoint's own. `history`: earlier turns as (question, answer).
-    `mel` (prepared data): gives the log-mel float32 [n_mels, t] of `audio`, without the padding of its window.
+    `mel`: the log-mels of `audio`, in its place, where the data were prepared.
     """
 
     where: str
@@ -85,7 +99,7 @@ class Sample:
     language: str = ""
     speaker: str = ""
     history: tuple[tuple[str, str], ...] = ()
-    mel: Callable[[], F32] | None = None
+    mel: PreparedMel | None = None
 
     def tasks(self) -> tuple[Task, ...]:
         """The sample's own task, or all that its fields allow. Raises DataError for a task whose fields are missing."""

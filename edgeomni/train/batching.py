@@ -1,13 +1,15 @@
 """Which samples make up each batch: tasks mixed by weights, lengths close together, and the same again for a seed.
 
 Draws are numbered from 0 on. Tijdeman's schedule ("The chairman assignment problem", Discrete Mathematics 32, 1980)
-gives each draw its task, so that after any number of draws every task is within one draw of its share. A pool of
-draws is sorted by length and cut into batches, and the batches of a pool come in a shuffled order.
+gives each draw its task, so that after any number of draws every task is within one draw of its share, and every batch
+mixes the tasks. Over a pool of batches the draws of each task are sorted by length and dealt out, so that the longest
+of every task meet in one batch; the batches of a pool come in a shuffled order.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,7 +21,7 @@ from ..errors import TrainError
 from ..spec import TASKS, Task
 
 POOL = 16
-"""Batches that are cut from one sorted pool, before `max_frames` makes more of them."""
+"""Batches whose draws are sorted together, before `max_frames` makes more of them."""
 _ORDER, _POOL = 0, 1
 """What a random generator is for; part of its seed."""
 
@@ -43,8 +45,7 @@ class BatchPlan:
     `members[task]`: indices of the samples that can serve a task; `lengths[task]`: LLM frames (prompt and answer) of
     each of them. `weights[task]`: share of the draws, in any unit; a task without a weight is not drawn. `batch`:
     samples per batch. `max_frames`: a batch holds fewer samples where its longest length times its size would exceed
-    this. `pool`: batches over which the shares are kept; with 1 every batch mixes the tasks exactly, with more its
-    lengths are closer together. Raises TrainError for what cannot be planned.
+    this. `pool`: batches over which lengths are sorted. Raises TrainError for what cannot be planned.
     """
 
     lengths: Mapping[Task, Sequence[int]]
@@ -76,8 +77,7 @@ class BatchPlan:
         while True:
             pool = list(islice(draws, self.batch * self.pool))
             rng = np.random.default_rng([self.seed, _POOL, number])
-            shuffled = [pool[i] for i in rng.permutation(len(pool))]  # equally long ones must not lie sorted by task
-            cut = self._cut(sorted(shuffled, key=lambda item: -item[0]))
+            cut = [part for batch in self._dealt(pool) for part in self._cut(batch)]
             yield from (cut[i] for i in rng.permutation(len(cut)))
             number += 1
 
@@ -97,14 +97,22 @@ class BatchPlan:
             yield from order.tolist()
             number += 1
 
-    def _cut(self, pool: list[tuple[int, Draw]]) -> list[Batch]:
-        """Batches of a pool sorted from long to short: the first length of a batch is its longest."""
-        batches = []
-        while pool:
-            room = self.batch if self.max_frames is None else min(self.batch, self.max_frames // pool[0][0])
-            batches.append([draw for _, draw in pool[:room]])
-            pool = pool[room:]
-        return batches
+    def _dealt(self, pool: list[tuple[int, Draw]]) -> Iterator[list[tuple[int, Draw]]]:
+        """The draws of a pool as batches of the same tasks as they were drawn in, the longest of each task first."""
+        by_length = sorted(pool, key=lambda item: -item[0])
+        waiting = {task: deque(item for item in by_length if item[1].task == task) for task in self.shares}
+        for start in range(0, len(pool), self.batch):
+            drawn = pool[start : start + self.batch]
+            yield [waiting[draw.task].popleft() for _, draw in drawn]
+
+    def _cut(self, batch: list[tuple[int, Draw]]) -> list[Batch]:
+        """The batch, in parts where it would hold too many padded frames."""
+        left, parts = sorted(batch, key=lambda item: -item[0]), []
+        while left:
+            room = len(left) if self.max_frames is None else min(len(left), self.max_frames // left[0][0])
+            parts.append([draw for _, draw in left[:room]])
+            left = left[room:]
+        return parts
 
     def _check(self, task: Task) -> None:
         members, lengths = self.members.get(task, ()), self.lengths.get(task, ())

@@ -1,0 +1,258 @@
+"""transformers' Trainer over our batches: it owns the loop, the optimizer, accumulation, processes and schedules.
+
+What is ours: batches come from a plan, losses are normalized by stream over everything that shares an update, states
+hold only what learns, and a state counts only when it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..errors import TrainError
+from ..spec import TASKS
+from .batching import BatchPlan, PlannedBatches
+from .config import TrainConfig
+from .dataset import Collator
+from .progress import Progress
+from .run_log import RunLog
+from .trainable import TrainableOmni
+
+WEIGHTS = "model.safetensors"
+COMPLETE = "complete"
+"""The file that is written into a saved state last: a state without it was cut off, and is not resumed from."""
+
+
+class Draws(Dataset):
+    """What a plan draws stands for itself; the collator makes samples of it."""
+
+    def __getitem__(self, draw: Any) -> Any:
+        return draw
+
+
+class OmniTrainer(Trainer):
+    """Trains a TrainableOmni, or peft's wrapper around one. `held_out`: fixed batches to validate on."""
+
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        plan: BatchPlan,
+        collator: Collator,
+        held_out: Iterable[Any] | None,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(model, args, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+        self._plan, self._collator, self._held_out = plan, collator, held_out
+        self.loss_is_scaled_for_ga = True
+        self._sums: Tensor | None = None
+        self.frames_seen = 0
+
+    def get_train_dataloader(self) -> DataLoader:
+        args = self.args
+        batches = args.max_steps * args.gradient_accumulation_steps * args.world_size
+        loader = DataLoader(
+            Draws(),
+            batch_sampler=PlannedBatches(self._plan, batches),
+            collate_fn=self._collator,
+            num_workers=args.dataloader_num_workers,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
+        """Labels per stream [K+2] over all batches and processes that share one update."""
+        counts = sum(self._omni().count_labels(batch) for batch in batch_samples).to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts[None]).sum(0)
+        return counts
+
+    def _omni(self) -> TrainableOmni:
+        inner = self.accelerator.unwrap_model(self.model)
+        return inner if isinstance(inner, TrainableOmni) else inner.get_base_model()
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Any:
+        """This batch's share of the update's loss. Processes average their gradients, so each counts world_size times.
+
+        Raises TrainError for a loss that is no finite number, before it can reach a weight.
+        """
+        outputs = model(**inputs, counts=num_items_in_batch)
+        if not bool(torch.isfinite(outputs["loss"])):
+            raise TrainError(
+                f"the loss became {outputs['loss'].item()} in step {self.state.global_step + 1}; go on from the last "
+                "saved state with a lower optimizer.lr, a longer optimizer.warmup or run.precision=fp32 (--resume)"
+            )
+        self._sums = outputs["sums"] if self._sums is None else self._sums + outputs["sums"]
+        self.frames_seen += inputs["ids"].shape[0] * inputs["ids"].shape[2]
+        loss = outputs["loss"] * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._sums is not None:
+            logs = {**logs, **figures(self._gathered(self._sums))}
+            self._sums = None
+        super().log(logs, start_time)
+
+    def _gathered(self, sums: Tensor) -> Tensor:
+        return self.accelerator.gather(sums[None]).sum(0) if self.args.world_size > 1 else sums
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The loss over the held-out batches, normalized over all of them at once. Every process computes all."""
+        if self._held_out is None:
+            return {}
+        model = self._omni()
+        model.eval()
+        sums = sum(model(**self._prepare_inputs(batch))["sums"] for batch in self._held_out)
+        model.train()
+        total = model.weighted(sums[..., 0].sum(0), sums[..., 1].sum(0))
+        metrics = {"eval_loss": float(total), **{f"eval_{k}": v for k, v in figures(sums).items()}}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Of the model only what learns: the rest lies in the checkpoint that the run began with."""
+        assert output_dir is not None
+        os.makedirs(output_dir, exist_ok=True)
+        save_file(learning_state(self._omni_or_peft(), state_dict), os.path.join(output_dir, WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled and model is not None:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_learning_state(self._omni_or_peft(), Path(resume_from_checkpoint) / WEIGHTS)
+        return None
+
+    def _load_best_model(self) -> None:
+        load_learning_state(self._omni_or_peft(), Path(str(self.state.best_model_checkpoint)) / WEIGHTS)
+
+    def _omni_or_peft(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)
+
+
+def learning_state(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Name -> tensor of every parameter that learns, each with storage of its own."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: (state or named)[name].detach().clone().contiguous() for name in named}
+
+
+@torch.no_grad()
+def load_learning_state(model: nn.Module, path: Path) -> None:
+    """Raises TrainError where the file does not hold exactly what learns."""
+    named, stored = {n: p for n, p in model.named_parameters() if p.requires_grad}, load_file(path)
+    if odd := sorted(set(named) ^ set(stored)):
+        raise TrainError(f"{path}: does not fit this run ({', '.join(odd[:4])}); begin a new run")
+    for name, parameter in named.items():
+        parameter.copy_(stored[name].to(parameter.device))
+
+
+def figures(sums: Tensor) -> dict[str, float]:
+    """Sums [len(TASKS), K+2, 2] -> mean cross-entropies by stream (loss_text, loss_audio0.., loss_ctc) and by task."""
+    streams = sums.shape[1] - 2
+    names = [*(f"audio{k}" for k in range(streams)), "text", "ctc"]
+    by_stream, by_task = sums.sum(0), sums[:, : streams + 1].sum(1)
+    found = {f"loss_{n}": float(s / c) for n, (s, c) in zip(names, by_stream.tolist(), strict=True) if c}
+    return found | {f"loss_{t}": float(s / c) for t, (s, c) in zip(TASKS, by_task.tolist(), strict=True) if c}
+
+
+class Follow(TrainerCallback):
+    """Writes RUN/log.jsonl, shows the progress, and marks every saved state when it is whole."""
+
+    def __init__(self, log: RunLog, progress: Progress, trainer: Callable[[], OmniTrainer]) -> None:
+        self._log, self._progress, self._trainer = log, progress, trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._progress.start(state.max_steps, state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        if not state.is_world_process_zero or not logs or not {"loss", "eval_loss"} & set(logs):
+            return
+        kept = {k: v for k, v in logs.items() if isinstance(v, (int, float)) and k != "epoch"}
+        frames = self._trainer().frames_seen * args.world_size
+        self._log.write({"step": state.global_step, **kept, "frames": frames})
+        if "loss" in logs:
+            self._progress.update(state.global_step, logs["loss"], frames)
+        else:
+            self._progress.note(f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / COMPLETE).touch()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._progress.stop()
+
+
+def last_whole_state(folder: Path) -> Path | None:
+    """The newest saved state that was written to its end; None where there is none."""
+    found = [p.parent for p in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
+    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def arguments(config: TrainConfig, states: Path, validates: bool, logs: Path) -> TrainingArguments:
+    """Our configuration as transformers' arguments. `states`: where saved states go; `logs`: TensorBoard's folder."""
+    run, optimizer = config.run, config.optimizer
+    assert optimizer.lr is not None and optimizer.warmup is not None
+    cpu = run.device == "cpu" or not torch.cuda.is_available()
+    if run.tensorboard:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(logs)
+    return TrainingArguments(
+        output_dir=str(states),
+        max_steps=optimizer.steps,
+        per_device_train_batch_size=optimizer.batch,
+        gradient_accumulation_steps=optimizer.accumulate,
+        learning_rate=optimizer.lr,
+        lr_scheduler_type=optimizer.schedule,
+        warmup_steps=round(optimizer.warmup * optimizer.steps),
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        max_grad_norm=optimizer.clip,
+        logging_steps=run.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=run.save_every,
+        save_total_limit=run.keep,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=(run.validate_every or run.save_every) if validates else None,
+        load_best_model_at_end=validates,
+        metric_for_best_model="eval_loss" if validates else None,
+        greater_is_better=False if validates else None,
+        bf16=run.precision == "bf16",
+        fp16=run.precision == "fp16",
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and processes() > 1 else None,
+        fsdp=run.fsdp,
+        seed=config.seed,
+        dataloader_num_workers=config.data.workers,
+        dataloader_pin_memory=False,
+        accelerator_config={"even_batches": False},
+        remove_unused_columns=False,
+        report_to=["tensorboard"] if run.tensorboard else [],
+        disable_tqdm=True,
+    )
+
+
+def processes() -> int:
+    """How many processes train together: what torchrun started, else one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,188 @@
+"""The model as it is trained: embedding and heads in blocks, one loss over all streams.
+
+Cross-entropy of each stream over the positions that have a label, summed, with the number of labels beside it: sums
+can be added over batches and processes before anything is divided, so that accumulation and several processes give
+what one large batch would.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..model import encoders
+from ..model.bodies import run_layers
+from ..model.omni import OmniModel
+from ..spec import TASKS
+from .config import LossConfig
+from .ctc import CtcHead, ctc_loss, positions
+from .frames import IGNORED
+from .tables import Tables
+
+
+class TrainableOmni(nn.Module):
+    """`omni`'s own modules, its tables in blocks, and a CTC head where one is wanted. Everything starts out frozen."""
+
+    def __init__(self, omni: OmniModel, loss: LossConfig, ctc: CtcHead | None = None) -> None:
+        super().__init__()
+        self.spec, self._loss = omni.spec, loss
+        self.encoder, self.adapter, self.body, self.tts = omni.encoder, omni.adapter, omni.body, omni.tts
+        self.tables = Tables(omni)
+        self.ctc = ctc
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith("ctc."))
+
+    def forward(
+        self,
+        ids: Tensor,
+        labels: Tensor,
+        tasks: Tensor,
+        mels: Sequence[Mapping[str, Tensor]],
+        transcripts: Sequence[str] = (),
+        counts: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """One batch as dataset.collate makes it -> `loss`, and `sums` float32 [len(TASKS), K+2, 2].
+
+        `sums` holds the summed cross-entropies and the number of labels per task and stream (audio streams, text, CTC).
+        `counts` [K+2]: labels per stream over everything that shares this update; None: those of this batch.
+        """
+        features, heard = self._features(mels)
+        out = run_layers(self.body.layers, self.body.rotary_emb, self._embed(ids, features), None)
+        entropies = self._entropies(out, labels)
+        streams = torch.stack([entropies.sum(-1), (labels != IGNORED).sum(-1).float()], dim=-1)
+        rows = torch.cat([streams, self._ctc_sums(heard, transcripts, len(ids))[:, None]], dim=1)
+        counts = rows[..., 1].sum(0) if counts is None else counts
+        sums = torch.zeros(len(TASKS), *rows.shape[1:], device=rows.device).index_add(0, tasks, rows.detach())
+        return {"loss": self.weighted(rows[..., 0].sum(0), counts) + self._anchor(), "sums": sums}
+
+    def checkpoint_gradients(self) -> None:
+        """Computes activations of body and TTS adapter again in the backward pass instead of keeping them."""
+        for part in (self.body, *([self.tts] if self.tts is not None else [])):
+            for layer in part.layers:
+                layer.gradient_checkpointing = True
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+    def logits(self, ids: Tensor, mels: Sequence[Mapping[str, Tensor]] = ()) -> tuple[Tensor, Tensor]:
+        """ids int64 [B, K+1, T] -> text logits [B, T, text_vocab], audio logits [B, T, K, audio_vocab]."""
+        out = run_layers(self.body.layers, self.body.rotary_emb, self._embed(ids, self._features(mels)[0]), None)
+        everywhere = torch.ones(out.shape[:2], dtype=torch.bool, device=out.device)
+        audio = self.tables.audio_logits(self._audio_hidden(out, everywhere)).unflatten(0, out.shape[:2])
+        return self.tables.text_logits(self.body.norm(out).flatten(0, 1)).unflatten(0, out.shape[:2]), audio
+
+    def weighted(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """Summed cross-entropies [K+2] and numbers of labels [K+2] -> the loss: the weighted mean of their means."""
+        weights = self._weights(sums.device)
+        weights = torch.where(counts > 0, weights, 0)
+        streams = weights[:-1].sum().clamp(min=1e-9)
+        means = sums / counts.clamp(min=1)
+        return (weights[:-1] * means[:-1]).sum() / streams + weights[-1] * means[-1]
+
+    def _anchor(self) -> Tensor:
+        """Zero, with a gradient of zero for every parameter that learns.
+
+        A batch without sound leaves the adapter out, and processes that train together must all have every gradient.
+        """
+        firsts = [p.flatten()[0] for p in self.parameters() if p.requires_grad]
+        return torch.stack(firsts).sum() * 0.0
+
+    def _weights(self, device: torch.device) -> Tensor:
+        """[K+2]: audio streams, text, CTC."""
+        streams, loss = self.spec.layout.streams, self._loss
+        audio = [loss.audio / streams * (loss.first_codebook if k == 0 else 1.0) for k in range(streams)]
+        return torch.tensor([*audio, loss.text, loss.ctc], device=device)
+
+    def _features(
+        self, mels: Sequence[Mapping[str, Tensor]]
+    ) -> tuple[list[tuple[Tensor, int, int]], dict[int, Tensor]]:
+        """Adapter features (values [F, D], row, start) of each recording; encoder features [F, width] by row, for CTC.
+
+        The encoder computes without gradients where it is frozen.
+        """
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
+        features: list[tuple[Tensor, int, int]] = []
+        heard: dict[int, Tensor] = {}
+        for group in mels:
+            with torch.set_grad_enabled(learns):
+                raw = encoders.encode(self.encoder, group["mel"])
+            adapted = self.adapter(raw)
+            places = zip(group["row"].tolist(), group["start"].tolist(), group["count"].tolist(), strict=True)
+            for i, (row, start, count) in enumerate(places):
+                features.append((adapted[i, :count], row, start))
+                heard[row] = torch.cat([heard[row], raw[i, :count]]) if row in heard else raw[i, :count]
+        return features, heard
+
+    def _embed(self, ids: Tensor, features: Sequence[tuple[Tensor, int, int]]) -> Tensor:
+        """ids [B, K+1, T] -> [B, T, D]: OmniModel.embed with segments that differ by row."""
+        streams = self.spec.layout.streams
+        audio = self.tables.embed_audio(ids[:, :streams])
+        if features:
+            values = torch.cat([f for f, _, _ in features]).to(audio.dtype) * streams
+            rows = torch.cat([torch.full((len(f),), row) for f, row, _ in features])
+            places = torch.cat([torch.arange(start, start + len(f)) for f, _, start in features])
+            audio = audio.index_put((rows.to(ids.device), places.to(ids.device)), values)
+        return (audio + self.tables.embed_text(ids[:, streams])) / (streams + 1)
+
+    def _entropies(self, out: Tensor, labels: Tensor) -> Tensor:
+        """Un-normed body output [B, T, D] -> cross-entropies float32 [B, K+1, T], 0 where nothing is labelled.
+
+        Heads are computed only where their labels are: of a prompt's hundreds of positions none is.
+        """
+        streams = self.spec.layout.streams
+        text, audio = labels[:, streams], labels[:, :streams].transpose(1, 2)
+        text_at, audio_at = text != IGNORED, (audio != IGNORED).any(-1)
+        found = []
+        if audio_at.any():
+            logits = self.tables.audio_logits(self._audio_hidden(out, audio_at))
+            found.append((_entropy(logits, audio[audio_at]), audio_at, slice(0, streams)))
+        if text_at.any():
+            logits = self.tables.text_logits(self.body.norm(out[text_at]))[:, None]
+            found.append((_entropy(logits, text[text_at][:, None]), text_at, slice(streams, streams + 1)))
+        result = torch.zeros(labels.shape, dtype=torch.float32, device=out.device)
+        for values, at, rows in found:
+            row, position = at.nonzero(as_tuple=True)
+            stream = torch.arange(streams + 1, device=out.device)[rows]
+            result = result.index_put((row[:, None], stream[None], position[:, None]), values)
+        return result
+
+    def _audio_hidden(self, out: Tensor, at: Tensor) -> Tensor:
+        """What the audio heads read at the labelled positions, [N, D]. The TTS adapter sees all positions."""
+        if self.tts is None:
+            return self.body.norm(out[at])
+        return self.tts(out, self.body.rotary_emb)[at]
+
+    def _ctc_sums(self, heard: Mapping[int, Tensor], transcripts: Sequence[str], rows: int) -> Tensor:
+        """Encoder features [F, width] by row -> summed CTC losses and numbers of units, float32 [B, 2]."""
+        sums = [torch.zeros(2, device=self.body.norm.weight.device)] * rows
+        for row, features in heard.items():
+            if self.ctc is not None and transcripts[row]:
+                loss = ctc_loss(self.ctc, features[None], [len(features)], [transcripts[row]])
+                sums[row] = torch.stack([loss.total, torch.full_like(loss.total, loss.units)])
+        return torch.stack(sums)
+
+    def count_labels(self, batch: Mapping[str, Any]) -> Tensor:
+        """Labels per stream of a batch (audio streams, text, units of the CTC head), float32 [K+2]."""
+        labels = (batch["labels"] != IGNORED).sum((0, 2)).float()
+        return torch.cat([labels, torch.tensor([float(self._ctc_units(batch))], device=labels.device)])
+
+    def _ctc_units(self, batch: Mapping[str, Any]) -> int:
+        if self.ctc is None:
+            return 0
+        lengths: Counter[int] = Counter()
+        for group in batch["mels"]:
+            for row, count in zip(group["row"].tolist(), group["count"].tolist(), strict=True):
+                lengths[row] += count
+        units = {row: self.ctc.vocabulary.ids(batch["transcripts"][row]) for row in lengths}
+        return sum(len(ids) for row, ids in units.items() if positions(ids) <= lengths[row])
+
+
+def _entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits [N, S, V], labels int64 [N, S] -> cross-entropies float32 [N, S], 0 where the label is IGNORED."""
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none", ignore_index=IGNORED)
+    return losses.view(labels.shape)
