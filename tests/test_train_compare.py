@@ -110,7 +110,7 @@ def test_tables_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     lines = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in shown.stdout.splitlines() if "│" in line}
     cells = {name: [cell.strip() for cell in row] for name, row in lines.items()}
     assert cells["optimizer.lr"] == ["0.001", "0.01"]
-    assert cells["validation loss, best"] == ["2", "-"] and cells["seconds"] == ["0:03:56", "0:01:50"]
+    assert cells["validation loss, best"] == ["2", "-"] and cells["time"] == ["0:03:56", "0:01:50"]
     assert cells["text before: exactly right"] == ["50.0 %", "-"]
     assert cells["text after: exactly right"] == ["40.0 %", "-"]
     assert "stage" not in cells

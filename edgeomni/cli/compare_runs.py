@@ -62,7 +62,9 @@ def tables(comparison: Comparison) -> Iterator[Table]:
         yield table
     table = _table("what came of it", names)
     for name in comparison.runs[0].figures:
-        table.add_row(name, *(_said(name, run.figures[name]) for run in comparison.runs))
+        table.add_row(
+            "time" if name == "seconds" else name, *(_said(name, run.figures[name]) for run in comparison.runs)
+        )
     for name in dict.fromkeys(name for run in comparison.runs for name in run.shares):
         shares = (run.shares.get(name) for run in comparison.runs)
         table.add_row(plain(name), *(_NONE if share is None else f"{100 * share:.1f} %" for share in shares))
