@@ -76,8 +76,13 @@ def test_spoken_questions_are_heard_in_full(task: Any, question: Clip) -> None:
     sample = Sample("x:1", task, (question, question), answer="it is red", answer_codes=np.zeros((9, 7), np.int64))
     fed: list[Any] = []
     forward = llm.forward
+
+    def noted(ids: Any, parts: Any, *rest: Any) -> Any:
+        fed.extend(parts)
+        return forward(ids, parts, *rest)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llm, "forward", lambda ids, parts, *rest: fed.extend(parts) or forward(ids, parts, *rest))
+        patch.setattr(llm, "forward", noted)
         assert values(evaluate(session, [sample]), task)["exact"] == 1
     assert sum(len(part.values) for part in fed) == 51, "half a second, twice: int(1000 / 20) + 1 features"
 
@@ -219,8 +224,15 @@ def test_a_test_set_of_which_nothing_can_be_used_is_an_error() -> None:
         evaluate(answering(["it is red"], words=["which"]), written(["...", "?"]))
 
 
+class Prepared:
+    features = (5,)
+
+    def windows(self) -> list[Any]:
+        raise AssertionError("a session takes sound")
+
+
 def test_only_a_prepared_spectrum_is_no_question() -> None:
-    sample = Sample("x:1", "at", answer="it is red", mel=lambda: np.zeros((80, 10), np.float32))
+    sample = Sample("x:1", "at", answer="it is red", mel=Prepared())
     with pytest.raises(DataError, match="no recording"):
         evaluate(answering(["it is red"]), [sample])
 

@@ -142,7 +142,7 @@ def test_ceiling_and_floor_are_not_compared() -> None:
 
 
 def test_tasks_and_figures_that_one_side_lacks_are_left_out() -> None:
-    both = [{"exact": (1, 1), "heard_exact": (1, 1)}]
+    both = [dict.fromkeys(("exact", "heard_exact"), (1.0, 1.0))]
     one, other = evaluation("a", both, "ta"), evaluation("b", right(1), "ta")
     assert [d.metric for d in compare(one, other).differences] == ["exact"]
     assert [d.metric for d in compare(other, one).differences] == ["exact"]

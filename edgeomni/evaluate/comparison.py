@@ -47,7 +47,7 @@ class Difference:
     @property
     def points_lost(self) -> float:
         """What b loses against a, in hundredths; negative where b is better."""
-        return 100 * (self.difference if less_is_better(self.metric) else -self.difference)
+        return 100 * (self.difference if less_is_better(self.metric) else 0.0 - self.difference)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -34,6 +35,8 @@ WAV = "{wav}"
 TIMEOUT_S = 120.0
 _SILENCE_BEFORE_S, _SILENCE_AFTER_S = 0.1, 0.2
 """pocketsphinx loses the ends of words that touch the ends of the sound."""
+_AROUND = re.compile(r"^\W+|\W+$")
+"""Signs before and after a word."""
 _TAIL = 500
 """Characters of a failed command's stderr that are shown."""
 
@@ -164,7 +167,7 @@ class PocketSphinx:
         self.left_out: dict[str, list[str]] = {}
         known: dict[str, None] = {}
         for sentence in dict.fromkeys(sentences):
-            words, missing = grammar_words(sentence, lambda w: self._decoder.lookup_word(w) is not None)
+            words, missing = grammar_words(sentence, self._knows)
             if missing:
                 self.left_out[sentence] = missing
             elif words:
@@ -187,6 +190,10 @@ class PocketSphinx:
         found = self._decoder.hyp()
         return str(found.hypstr) if found else ""
 
+    def _knows(self, word: str) -> bool:
+        """Signs are no words, though the dictionary has entries such as "<s>" of its own: a grammar would obey them."""
+        return word.replace("'", "").isalnum() and self._decoder.lookup_word(word) is not None
+
     def _say_what_is_left_out(self) -> None:
         if self.left_out:
             words = sorted({word for missing in self.left_out.values() for word in missing})
@@ -202,7 +209,7 @@ def grammar_words(sentence: str, is_known: Callable[[str], bool]) -> tuple[list[
     """The sentence's words as the dictionary spells them ("don't" as well as "dont"), and those that it lacks."""
     words, missing = [], []
     for spoken in sentence.replace("’", "'").split():
-        inner = spoken.lower().strip(".,;:!?\"'()[]")
+        inner = _AROUND.sub("", spoken.lower())
         whole = [inner] if "'" in inner and is_known(inner) else normalised(spoken).split()
         words += whole
         missing += [word for word in whole if not is_known(word)]
