@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import logging
 import re
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from data_wavs import RATE, tone, wav, wav_base64, wav_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgeomni.arrays import F32
 from edgeomni.data.native import write_jsonl
 from edgeomni.data.readers import DataSet, read_data
 from edgeomni.data.sample import Clip, Sample
@@ -85,6 +88,25 @@ def test_several_recordings_in_every_spelling(tmp_path: Path) -> None:
     assert peaks == pytest.approx([0.1, 0.2, 0.3, 0.1, 0.1], rel=1e-2)
     np.testing.assert_array_equal(clips[3].read(RATE), tone(0.1, 0.5)[2000:4000])
     np.testing.assert_array_equal(clips[4].read(RATE), tone(0.1, 0.5)[4000:])
+
+
+def test_inline_sound_of_other_kinds(tmp_path: Path) -> None:
+    flac, streamed = io.BytesIO(), bytearray(wav_bytes(0.5))
+    soundfile.write(flac, tone(0.5), RATE, format="FLAC")
+    streamed[4:8] = b"\xff\xff\xff\xff"  # a writer that cannot know the length
+    for sound in (flac.getvalue(), bytes(streamed)):
+        [clip] = only(tmp_path / "d.jsonl", audio=base64.encodebytes(sound).decode(), text="Hello.").audio
+        np.testing.assert_allclose(clip.read(RATE), tone(0.5), atol=1e-4)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_in_one_file(tmp_path: Path, indent: int | None) -> None:
+    records = [{"audio": wav_base64(level), "answer": "A tone."} for level in (0.1, 0.2)]
+    (tmp_path / "d.json").write_text(json.dumps(records, indent=indent))
+    first, second = read_data(tmp_path / "d.json").samples
+    assert [one.where.rpartition(":")[2] for one in (first, second)] == (["2", "6"] if indent else ["1", "1"])
+    np.testing.assert_array_equal(first.audio[0].read(RATE), tone(0.1))
+    np.testing.assert_array_equal(second.audio[0].read(RATE), tone(0.2))
 
 
 def test_a_file_named_like_a_part_is_the_file(tmp_path: Path) -> None:
@@ -198,10 +220,12 @@ def test_several_sources(tmp_path: Path) -> None:
 def test_written_samples_read_back(tmp_path: Path) -> None:
     outside, folder = wav(tmp_path / "else" / "1.wav", 0.1), tmp_path / "out"
     inside, odd = wav(folder / "sounds" / "2.wav", 0.2), wav(folder / ("a" * 40) / ("b" * 40), 0.3)
-    part = wav(folder / "t:1-2", 0.4)
+    part, scheme = wav(folder / "t:1-2", 0.4), wav(folder / "data:x" / "1.wav", 0.6)
     samples = [
         Sample("a", "aa", (Clip.of(outside, 0.1 / 3), Clip.of(inside)), "q", "ä\n", Clip.of(inside, 0.01, 0.05)),
-        Sample("b", None, (Clip.of(odd), Clip.of(part)), text="q", system="", language="de", speaker="x"),
+        Sample(
+            "b", None, (Clip.of(odd), Clip.of(part), Clip.of(scheme)), text="q", system="", language="de", speaker="x"
+        ),
         Sample("c", None, (Clip(lambda: wav_bytes(0.5), "memory", 0.01, 0.02),), answer="Four."),
         Sample("d", text="q", answer="a", answer_codes=np.array([[1, 2]]), history=(("x", "y"),), system="s"),
     ]
@@ -229,11 +253,18 @@ def same_fields(one: Sample, other: Sample) -> None:
         np.testing.assert_array_equal(one.answer_codes, other.answer_codes)
 
 
+class LogMel:
+    features = (5,)
+
+    def windows(self) -> list[F32]:
+        return [np.zeros((80, 10), np.float32)]
+
+
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path) -> None:
     file = lines(tmp_path / "d.jsonl", QUESTION)
     with pytest.raises(UsageError, match="exists"):
         write_jsonl([Sample("a", text="q", answer="a")], file)
-    mel = Sample("a.jsonl:1", text="q", mel=lambda: np.zeros((80, 10), np.float32))
+    mel = Sample("a.jsonl:1", text="q", mel=LogMel())
     with pytest.raises(DataError, match="a.jsonl:1: has a log-mel and no recording"):
         write_jsonl([Sample("a", text="q", answer="a"), mel], tmp_path / "new.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.jsonl"]

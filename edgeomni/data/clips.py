@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import re
+import string
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from .records import Place
 from .sample import Clip
 
 _PART = re.compile(r"(\d{1,7}(?:\.\d{0,20})?)-(\d{1,7}(?:\.\d{0,20})?)?")
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{60,}={0,2}\s*")
-"""A WAV file's header alone takes 60 characters; what is shorter is a path."""
+_ALPHABET = (string.ascii_letters + string.digits + "+/").encode()
+_SHORTEST_BASE64 = 60
+"""Characters that a WAV file's header alone takes; what is shorter is a path."""
 _LONGEST_PATH = 4096
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)
 """What streaming writers put in a WAV header when they cannot know the length."""
@@ -42,7 +44,7 @@ class Inline:
             value = self.place.load()
             for key in self.keys:
                 value = value[key]
-            data = base64.b64decode("".join(_payload(_split(value)[0]).split()), validate=True)
+            data = base64.b64decode(_base64(_payload(_split(value)[0])) or b"", validate=True)
         except (DataError, LookupError, TypeError, AttributeError, binascii.Error) as exc:
             raise AudioError(f"{name}: is not what it was when the data were read ({exc}); read them again") from exc
         _refuse_cut_wav(data, name)
@@ -57,10 +59,12 @@ def clip_of(value: object, place: Place, keys: tuple[str | int, ...], folder: Pa
     name = spelled_keys(keys)
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise DataError(f"{name} holds {short(value)}; it must be a path, base64, or a path with :START-END in seconds")
-    text, start, end = _split(value) if not os.path.exists(folder / value) else (value, 0.0, None)
+    text, start, end = _split(value)
+    if text != value and _exists(folder, value):  # a file may be called `a:1-2`
+        text, start, end = value, 0.0, None
     if end is not None and end <= start:
         raise DataError(f"{name} ends at {end:g} s, before it begins ({start:g} s)")
-    if text.startswith("data:") or (_BASE64.fullmatch(text) and not os.path.exists(folder / text)):
+    if text.startswith("data:") or (_is_base64(text) and not _exists(folder, text)):
         _check_base64(text, name)
         return Clip(Inline(place, keys), f"{place.where}: {name}", start, end)
     if len(text) > _LONGEST_PATH:
@@ -86,12 +90,12 @@ def spelled(clip: Clip, folder: Path) -> str:
     """
     if isinstance(clip.source, Path):
         path = os.path.abspath(clip.source)
-        text = os.path.relpath(path, folder) if Path(path).is_relative_to(folder) else path
+        text = _relative(path, folder) if Path(path).is_relative_to(folder) else path
     else:
         text = f"data:;base64,{base64.b64encode(clip.source()).decode()}"
     if clip.start_s or clip.end_s is not None:
         return f"{text}:{_seconds(clip.start_s)}-{'' if clip.end_s is None else _seconds(clip.end_s)}"
-    return f"{text}:0-" if isinstance(clip.source, Path) and _reads_otherwise(text) else text
+    return text if _split(text)[0] == text else f"{text}:0-"  # a file called `a:1-2`, from its beginning
 
 
 def spelled_keys(keys: tuple[str | int, ...]) -> str:
@@ -103,9 +107,10 @@ def _seconds(seconds: float) -> str:
     return str(np.format_float_positional(seconds, trim="-"))
 
 
-def _reads_otherwise(path: str) -> bool:
-    """Whether a path would be taken for something else: a file may be called `a:1-2`."""
-    return _split(path)[0] != path or path.startswith("data:") or "://" in path or bool(_BASE64.fullmatch(path))
+def _relative(path: str, folder: Path) -> str:
+    """The path from `folder`, so that it is not taken for sound in base64."""
+    text = os.path.relpath(path, folder)
+    return f"./{text}" if text.startswith("data:") or _is_base64(text) else text
 
 
 def _split(value: str) -> tuple[str, float, float | None]:
@@ -121,13 +126,27 @@ def _payload(text: str) -> str:
     return text.partition(",")[2] if text.startswith("data:") else text
 
 
+def _is_base64(text: str) -> bool:
+    return len(text) >= _SHORTEST_BASE64 and _base64(text) is not None
+
+
+def _base64(text: str) -> bytes | None:
+    """Base64 without white space, None for what holds other characters. Recordings are long: no regular expression."""
+    raw = text.encode("ascii", "replace").translate(None, b" \t\r\n")
+    padding = raw.translate(None, _ALPHABET)
+    return raw if raw and padding in (b"", b"=", b"==") and raw.endswith(padding) else None
+
+
+def _exists(folder: Path, text: str) -> bool:
+    return len(text) <= _LONGEST_PATH and os.path.exists(os.path.join(folder, text))
+
+
 def _check_base64(text: str, name: str) -> None:
     if text.startswith("data:") and not text.partition(",")[0].endswith(";base64"):
         raise DataError(f"{name} is a data: address without ;base64, which is the only kind understood")
-    payload = _payload(text)
-    if not re.fullmatch(r"[A-Za-z0-9+/\s]+={0,2}\s*", payload):
+    if (raw := _base64(_payload(text))) is None:
         raise DataError(f"{name} holds characters that base64 does not have")
-    if count := len("".join(payload.split())) % 4:
+    if count := len(raw) % 4:
         raise DataError(f"{name} is cut off: its base64 ends {4 - count} character(s) too early")
 
 
