@@ -11,6 +11,8 @@ import soundfile
 from click.testing import CliRunner
 from fakes import ended, script
 from test_chat import ANSWER_T, EOT, INPUT_T, PAD_T, WORDS, spec_with, word_tokenizer
+from tokenizers import Tokenizer as HfTokenizer
+from tokenizers.processors import TemplateProcessing
 
 from edgeomni import Session, TextDelta, TurnEnd, prompts
 from edgeomni.cli import main
@@ -114,6 +116,14 @@ def test_a_stop_word_that_is_no_entry_of_the_vocabulary_is_refused_when_the_sess
     assert word not in WORDS
     with pytest.raises(CheckpointError, match=r"stop word .* is not one entry of the tokenizer's vocabulary"):
         session_of(spec_with(stop_words=("stop", word)), [4])
+
+
+def test_a_tokenizer_that_opens_every_text_with_a_token_of_its_own_has_stop_words_too() -> None:
+    hf = HfTokenizer.from_str(word_tokenizer())
+    hf.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 9)])
+    spec = spec_with(stop_words=("stop",))
+    session = Session(fake.components(spec, script(spec, 8, [4, 6, 5])), spec, hf.to_str())
+    assert ended(session.respond("at", NOISE)).text == "hi"
 
 
 def test_stop_words_need_a_tokenizer() -> None:
