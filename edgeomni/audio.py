@@ -211,7 +211,7 @@ def log_mel(samples: F32, spec: FrontEndSpec, frames: int) -> F32:
     if len(samples) > frames * spec.hop:
         raise AudioError(f"{len(samples)} samples do not fit a window of {frames} mel frames")
     half = spec.n_fft // 2
-    busy = min(frames, -(-(len(samples) + half) // spec.hop) + 1)
+    busy = min(frames, mel_frames(len(samples), spec))
     padded = np.zeros(busy * spec.hop + spec.n_fft, np.float32)
     padded[half : half + len(samples)] = samples
     padded[:half] = samples[1 : half + 1][::-1] if len(samples) > half else _reflect(padded, half)
@@ -225,6 +225,19 @@ def log_mel(samples: F32, spec: FrontEndSpec, frames: int) -> F32:
     out[:, :busy] = mel
     np.maximum(out, out.max() - _MEL_RANGE, out=out)
     return np.asarray((out + 4) / 4, np.float32)
+
+
+def mel_frames(samples: int, spec: FrontEndSpec) -> int:
+    """Frames of a log-mel of `samples` samples from which on all others see only padding."""
+    return -(-(samples + spec.n_fft // 2) // spec.hop) + 1
+
+
+def pad_mel(mel: F32, frames: int) -> F32:
+    """The first `mel_frames` of a log-mel [n_mels, t] -> all `frames` of its window [n_mels, frames], as `log_mel`
+    fills them.
+    """
+    floor = max(np.log10(_MEL_FLOOR), float(mel.max()) * 4 - 4 - _MEL_RANGE)
+    return np.pad(mel, ((0, 0), (0, frames - mel.shape[1])), constant_values=np.float32((floor + 4) / 4))
 
 
 def _reflect(padded: F32, half: int) -> F32:
