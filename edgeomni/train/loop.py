@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ class OmniTrainer(Trainer):
         held_out: Iterable[Any] | None,
         callbacks: list[TrainerCallback],
     ) -> None:
-        super().__init__(model, args, callbacks=callbacks)
+        # `evaluate` below goes through `held_out`; the data set only satisfies the Trainer's check
+        super().__init__(model, args, eval_dataset=None if held_out is None else Draws(), callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         self._plan, self._collator, self._held_out = plan, collator, held_out
         self.loss_is_scaled_for_ga = True
@@ -99,6 +101,12 @@ class OmniTrainer(Trainer):
         self.frames_seen += inputs["ids"].shape[0] * inputs["ids"].shape[2]
         loss = outputs["loss"] * self.args.world_size
         return (loss, outputs) if return_outputs else loss
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
+        """accelerate leaves fp16 out on a CPU without a word, so it is switched on here (without loss scaling)."""
+        if self.args.fp16 and self.args.device.type == "cpu":
+            return torch.autocast("cpu", dtype=torch.float16, cache_enabled=cache_enabled)
+        return super().autocast_smart_context_manager(cache_enabled)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._sums is not None:
@@ -242,6 +250,7 @@ def arguments(config: TrainConfig, states: Path, validates: bool, logs: Path) ->
         fp16=run.precision == "fp16",
         use_cpu=cpu,
         ddp_backend="gloo" if cpu and processes() > 1 else None,
+        ddp_find_unused_parameters=False,  # trainable.py gives every parameter a gradient
         fsdp=run.fsdp,
         seed=config.seed,
         dataloader_num_workers=config.data.workers,
