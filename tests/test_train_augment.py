@@ -77,7 +77,8 @@ def test_speed_leaves_room_in_the_window() -> None:
     augmenter = made(speed_chance=1, speed=(0.5, 0.6))
     assert len(augmenter.samples(tone(), RATE, 0, longest=17000)) == pytest.approx(17000, abs=1)
     assert len(augmenter.samples(tone(), RATE, 0, longest=17000)) <= 17000
-    assert len(augmenter.samples(tone(), RATE, 0, longest=16000)) == 16000
+    full = augmenter.samples(tone(), RATE, 0, longest=16000)
+    assert len(full) == 16000 and loudest_hz(full) == pytest.approx(440, abs=2)  # not slowed down and cut off
     assert len(augmenter.samples(tone(), RATE, 0)) > 25000
 
 
@@ -166,9 +167,21 @@ def test_the_shortest_recordings_survive_everything(count: int) -> None:
             assert len(out) >= 1 and np.isfinite(out).all() and np.abs(out).max() >= 1e-4
 
 
+def test_a_single_sample_is_changed_too() -> None:
+    out = made(volume_chance=1, volume_db=(-6.0, -6.0)).samples(np.ones(1, np.float32), RATE, 0)
+    assert out.tolist() == pytest.approx([10**-0.3])
+
+
 def test_silence_is_refused() -> None:
     with pytest.raises(AudioError, match="silent"):
         made().samples(np.zeros(100, np.float32), RATE, 0)
+
+
+def test_masks_are_those_of_the_papers_mild_policy() -> None:
+    """Table 1 of arXiv 1904.08779, SM: F 15, m_F 2, T 70, p 0.2, m_T 2."""
+    c = AugmentConfig()
+    policy = (c.frequency_width, c.frequency_masks, c.time_width, c.time_share, c.time_masks)
+    assert policy == (15, 2, 70, 0.2, 2)
 
 
 def masked(out: np.ndarray, mel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

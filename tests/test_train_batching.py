@@ -161,6 +161,11 @@ def test_max_frames_by_hand() -> None:
     assert sorted([sorted(length(made, d) for d in b) for b in first(made, 2)]) == [[2, 3, 5], [5, 8, 10]]
 
 
+def test_batches_of_one() -> None:
+    batches = first(plan({"asr": 5}, weights={"asr": 1}, batch=1, pool=5), 5)
+    assert sorted(batch[0].index for batch in batches) == list(range(5)) and {len(batch) for batch in batches} == {1}
+
+
 def test_two_processes_that_take_alternate_batches_share_no_draw() -> None:
     sampled = list(PlannedBatches(plan(), 41))
     taken = [{draw.number for batch in sampled[i::2] for draw in batch} for i in (0, 1)]

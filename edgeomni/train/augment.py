@@ -192,7 +192,7 @@ def _heard(new: F32, old: F32) -> F32:
 
 def _span(most: int, size: int, rng: np.random.Generator) -> slice:
     """A width of 0 to `most`, then its place: both evenly drawn, as the paper has it."""
-    width = int(rng.integers(0, most + 1)) if most > 0 else 0
+    width = int(rng.integers(0, most + 1))
     start = int(rng.integers(0, size - width + 1))
     return slice(start, start + width)
 

@@ -18,7 +18,7 @@ class Progress:
     """Shows steps, loss, tokens per second and the time that is left. A token is one LLM frame, padding included."""
 
     def __init__(self, console: Console | None = None, title: str = "train", every_s: float = LINE_EVERY_S) -> None:
-        self._out = console or Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._out = console or Console(stderr=True, highlight=False)
         self._title, self._every_s = title, every_s
         self._bar: Bar | None = None
         self._total, self._first, self._began = 0, 0, 0.0

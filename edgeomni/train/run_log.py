@@ -28,7 +28,7 @@ class RunLog:
         self._started = perf_counter()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Adds a line {"step": ..., "loss": ..., ...}, on the disk when this returns; NaN and infinities become null.
+        """Adds a line {"step": ..., "loss": ..., ...}, out of this process when this returns; NaN and infinities become null.
 
         Raises TrainError where it cannot be written.
         """
@@ -38,7 +38,7 @@ class RunLog:
         known[SECONDS] = round(perf_counter() - self._started, 3)
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(known, allow_nan=False) + "\n")
+                file.write(json.dumps(known) + "\n")
         except OSError as exc:
             raise TrainError(
                 f"{self.path}: cannot be written ({exc.strerror or exc}); make room, then --resume"
@@ -48,7 +48,7 @@ class RunLog:
         """Drops the lines beyond `step`, from which a run goes on, and a last line that was cut off."""
         if self.path.exists():
             kept = [line for line in read(self.path) if line["step"] <= step]
-            text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
+            text = "".join(json.dumps(line) + "\n" for line in kept)
             write_file(self.path, text.encode(), force=True)
 
 
