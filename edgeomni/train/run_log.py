@@ -28,9 +28,9 @@ class RunLog:
         self._started = perf_counter()
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Adds a line {"step": ..., "loss": ..., ...}, out of this process when this returns; NaN and infinities become null.
+        """Adds a line {"step": ..., "loss": ..., ...}; NaN and infinities become null.
 
-        Raises TrainError where it cannot be written.
+        The line outlives this process once this returns. Raises TrainError where it cannot be written.
         """
         known = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
