@@ -23,7 +23,9 @@ from edgeomni.data.readers import DataSet, read_data
 from edgeomni.data.sample import Clip, Sample
 from edgeomni.errors import DataError
 from edgeomni.spec import FrontEndSpec, OmniSpec
-from edgeomni.train.prepare import codec_digest, prepare
+from edgeomni.text import Tokenizer
+from edgeomni.train.dataset import Reader
+from edgeomni.train.prepare import codec_digest, encode_codes, prepare
 from edgeomni.train.prepared import MANIFEST, PreparedSamples, StoredMel, is_prepared, read_prepared
 
 COUNT = 40
@@ -84,6 +86,8 @@ def one(model: Any, out: Path, *samples: Sample, **how: Any) -> PreparedSamples:
 
 
 def windows(sample: Sample) -> list[F32]:
+    if sample.mel is None:
+        return []
     assert isinstance(sample.mel, StoredMel)
     return sample.mel.windows()
 
@@ -137,6 +141,9 @@ class TestWhatIsStored:
 
     def test_it_is_a_sequence(self, prepared: PreparedSamples) -> None:
         assert len(prepared) == COUNT == len(list(prepared))
+        for i, sample in enumerate(prepared):
+            assert sample.where == prepared[i].where
+            assert [w.tolist() for w in windows(sample)] == [w.tolist() for w in windows(prepared[i])]
         assert prepared[-1].where == prepared[COUNT - 1].where != prepared[0].where
         assert [s.where for s in prepared[1:5:2]] == [prepared[1].where, prepared[3].where]
         with pytest.raises(IndexError):
@@ -155,6 +162,20 @@ class TestWhatIsStored:
         soundfile.write(tmp_path / "q.wav", sound, 16000, subtype="FLOAT")
         (after,) = one(model, tmp_path / "out", Sample("t:1", audio=(Clip.of(tmp_path / "q.wav"),), text="x"))
         same_up_to_float16(windows(after)[0], audio.log_mel(sound, FrontEndSpec(), 200))
+
+    def test_training_sees_the_same(self, data: Path, prepared: PreparedSamples, tiny_model: Any) -> None:
+        """The items of prepared samples are those of the recordings, and so are the lengths known beforehand."""
+        spec = replace(tiny_model.spec, history_turns=1)
+        reader = Reader(spec, Tokenizer(tiny_model.tokenizer_json, spec.layout), lambda x: encode_codes(tiny_model, x))
+        for before, after in list(zip(read_data(data).samples, prepared, strict=True))[:8]:
+            for task in before.tasks():
+                ours, theirs = reader.item(after, task), reader.item(before, task)
+                np.testing.assert_array_equal(ours.frames.ids, theirs.frames.ids)
+                np.testing.assert_array_equal(ours.frames.labels, theirs.frames.labels)
+                assert reader.length(after, task) == reader.length(before, task)
+                for a, b in zip(ours.heard, theirs.heard, strict=True):
+                    assert a.features == b.features
+                    same_up_to_float16(a.mel, b.mel)
 
 
 class TestRefusals:
@@ -219,6 +240,7 @@ class TestBadSamples:
         with caplog.at_level(logging.WARNING, "edgeomni"):
             read = one(tiny_model, tmp_path / "out", *samples, max_bad=3)
         assert [s.where for s in read] == [samples[i].where for i in (0, 2, 4, 6)]
+        assert [read[i].where for i in range(4)] == [s.where for s in read]
         assert [bad.where for bad in read.manifest.left_out] == ["bad:0", "bad:1", "bad:2"]
         assert [bad.what in caplog.text for bad in read.manifest.left_out] == [True] * 3
         alone = one(tiny_model, tmp_path / "alone", *(samples[i] for i in (0, 2, 4, 6)))

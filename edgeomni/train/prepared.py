@@ -9,9 +9,8 @@ A sample that was left out keeps its row, with the reason in the column `fault`.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,6 +25,7 @@ from ..schema import Source, is_newer, parse_json, read_bytes, typed
 from ..spec import CodecSpec, FrontEndSpec, OmniSpec
 
 MANIFEST, VERSION = "prepared.json", "1.0"
+_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -131,25 +131,30 @@ class PreparedSamples(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self._sample(int(self._kept[index]))
+        row = int(self._kept[index])
+        return next(self._samples(row, self._rest[row]))
 
-    @cached_property
-    def _streams(self) -> int:
-        return self.manifest.target.codec.streams
+    def __iter__(self) -> Iterator[Sample]:
+        """Many rows at a time, which is ten times as fast as one by one."""
+        for start in range(0, len(self._rest), _AT_ONCE):
+            yield from self._samples(start, self._rest[start : start + _AT_ONCE])
 
-    def _sample(self, row: int) -> Sample:
-        table = self._rest[row]
-        cell = {name: table.column(name)[0] for name in table.column_names}
-        text = {name: cell[name].as_py() for name in ("where", "task", "text", "answer", "system")}
-        features, frames = (tuple(cell[name].as_py()) for name in ("features", "frames"))
-        n_mels = self.manifest.target.front_end.n_mels
+    def _samples(self, first: int, table: Any) -> Iterator[Sample]:
+        """The usable rows of an Arrow table, which begins with row `first`. Codes stay where they are."""
+        texts = table.drop_columns(["codes"]).to_pylist()
+        for i, (cells, codes) in enumerate(zip(texts, table.column("codes"), strict=True)):
+            if cells["fault"] is None:
+                yield self._sample(first + i, cells, codes)
+
+    def _sample(self, row: int, cells: dict[str, Any], codes: Any) -> Sample:
+        target = self.manifest.target
+        features, frames = tuple(cells["features"]), tuple(cells["frames"])
+        texts = ("where", "task", "text", "answer", "system", "language", "speaker")
         return Sample(
-            **text,
-            answer_codes=_codes(cell["codes"], self._streams),
-            language=cell["language"].as_py(),
-            speaker=cell["speaker"].as_py(),
-            history=tuple((turn[0], turn[1]) for turn in cell["history"].as_py()),
-            mel=StoredMel(self._mels, row, n_mels, features, frames) if features else None,
+            **{name: cells[name] for name in texts},
+            answer_codes=_codes(codes, target.codec.streams),
+            history=tuple((turn[0], turn[1]) for turn in cells["history"]),
+            mel=StoredMel(self._mels, row, target.front_end.n_mels, features, frames) if features else None,
         )
 
 
