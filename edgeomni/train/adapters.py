@@ -19,7 +19,7 @@ from ..outputs import new_directory
 from ..schema import Source, parse_json, read_bytes
 from .config import Mode, Part, PeftConfig
 from .ctc import CtcHead
-from .stages import lora_layers
+from .stages import NEVER, lora_layers
 from .trainable import TrainableOmni
 
 ORIGIN = "edgeomni.json"
@@ -32,8 +32,6 @@ _MODULES: dict[Part, tuple[str, ...]] = {
     "tts": ("tts",),
     "body": ("body",),
 }
-_NEVER = "embed_positions"
-"""Whisper's positions are sinusoids (arXiv 2212.04356, section 2.2) and are never learned."""
 
 
 def prepared(model: TrainableOmni, modes: Mapping[Part, Mode], peft: PeftConfig) -> nn.Module:
@@ -49,7 +47,7 @@ def prepared(model: TrainableOmni, modes: Mapping[Part, Mode], peft: PeftConfig)
             whole.append("ctc")
         result = get_peft_model(model, _lora_config(peft, pattern, whole))
     for name, parameter in result.named_parameters():
-        if _NEVER in name:
+        if NEVER in name:
             parameter.requires_grad_(False)
     return result
 

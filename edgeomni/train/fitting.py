@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from safetensors import SafetensorError
 from torch import nn
-from transformers import EarlyStoppingCallback
+from transformers import TrainerCallback
 from transformers import logging as transformers_logging
 
 from ..data.sample import Sample
@@ -30,17 +31,19 @@ from . import run_log
 from .adapters import ctc_head_of, merged, prepared, save_adapter, trainable_numbers
 from .augment import Augmenter
 from .batching import BatchPlan
-from .config import TrainConfig, resolved
+from .config import TrainConfig, absolute, resolved
 from .ctc import CtcHead, CtcVocabulary
 from .curves import draw_curves
 from .dataset import BadSamples, Collator, Reader, Usable, usable
-from .loop import Follow, OmniTrainer, arguments, last_whole_state
+from .follow import Follow, Patience
+from .loop import OmniTrainer, arguments
 from .material import Data, HeldOut, fingerprint, mix, read, split, trained_spec
 from .prepare import encode_codes
 from .progress import Progress
 from .provenance import provenance_of
 from .run_log import RunLog
-from .stages import Frozen, learning_table, modes_of
+from .stages import Frozen, learning_table, modes_of, part_sizes
+from .states import last_whole_state, remove_cut_off
 from .text_ability import text_ability
 from .trainable import TrainableOmni
 
@@ -76,7 +79,7 @@ def fit(
     state stays usable.
     """
     asked = config or TrainConfig()
-    settled = resolved(asked, modes_of(asked))
+    settled = absolute(resolved(asked, modes_of(asked)))
     with ExitStack() as stack:
         stack.enter_context(_quiet_transformers())
         if out is None:
@@ -135,14 +138,14 @@ class _Run:
         if first_process():
             runs.check_same_data(self.folder, fingerprint(taught), self.resume)
         modes, origin = modes_of(config), dict(omni.provenance)
-        frozen = Frozen(omni, modes, config.peft.targets)
+        frozen, sizes = Frozen(omni, modes, config.peft.targets), part_sizes(omni)
         torch.manual_seed(config.seed)
         trainable = TrainableOmni(omni, config.loss, self._ctc_head([*learn, *held]))
         if config.run.gradient_checkpointing:
             trainable.checkpoint_gradients()
         wrapped = prepared(trainable, modes, config.peft)
         if first_process():
-            show(learning_table(omni, modes, trainable_numbers(wrapped)))
+            show(learning_table(sizes, modes, trainable_numbers(wrapped)))
         self._loop(wrapped, taught, validated, weights)
         trained = merged(wrapped, omni)
         frozen.check(trained)
@@ -169,13 +172,14 @@ class _Run:
         )
         collator = Collator(taught, self._reader(Augmenter(config.augment)), self.bad, config.seed)
         log, progress = RunLog(folder.log), Progress()
-        callbacks = [Follow(log, progress, lambda: trainer)]
+        callbacks: list[TrainerCallback] = [Follow(log, progress, config.run.keep)]
         if held and config.run.patience:
-            callbacks.append(EarlyStoppingCallback(config.run.patience))
+            callbacks.append(Patience(config.run.patience))
         args = arguments(config, folder.states, bool(held), folder.tensorboard)
         trainer = OmniTrainer(wrapped, args, plan, collator, held or None, callbacks)
         state = last_whole_state(folder.states) if self.resume else None
         if first_process():
+            remove_cut_off(folder.states)
             log.trim(int(state.name.rpartition("-")[2]) if state else 0)
         try:
             trainer.train(resume_from_checkpoint=str(state) if state else None)
@@ -239,10 +243,9 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise
     except OSError as exc:
         reason = exc.strerror or str(exc)
-    except RuntimeError as exc:  # torch.save and safetensors do not raise OSError
-        if not any(
-            sign in str(exc) for sign in ("file write failed", "unexpected pos", "No space left", "PytorchStream")
-        ):
+    except (RuntimeError, SafetensorError) as exc:  # torch.save and safetensors do not raise OSError
+        signs = ("file write failed", "unexpected pos", "I/O error", "PytorchStreamWriter")
+        if not any(sign in str(exc) for sign in signs):
             raise
         reason = str(exc).splitlines()[0]
     else:

@@ -34,6 +34,8 @@ _RULES: dict[Stage, dict[Part, Mode]] = {
     "end-to-end": dict(zip(PARTS, ("freeze", "train", "freeze", "train", "train", "train", "lora"), strict=True)),
     "ctc": dict(zip(PARTS, ("train", "freeze", "freeze", "freeze", "freeze", "freeze", "freeze"), strict=True)),
 }
+NEVER = "embed_positions"
+"""Whisper's positions are sinusoids (arXiv 2212.04356, section 2.2) and are never learned."""
 _LORA_LAYERS = {
     "body": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "tts": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -82,7 +84,7 @@ def lora_layers(part: Part, targets: list[str]) -> tuple[str, ...]:
 
 def may_move(name: str, part: Part | None, modes: Mapping[Part, Mode], targets: list[str]) -> bool:
     """Whether that piece may be another after training. Of a part with LoRA only the adapted weights are."""
-    if part is None or modes[part] == "freeze":
+    if part is None or modes[part] == "freeze" or NEVER in name:
         return False
     if modes[part] == "train":
         return True
@@ -114,15 +116,21 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
 
 
-def learning_table(model: OmniModel, modes: Mapping[Part, Mode], trainable: Mapping[str, int]) -> Table:
-    """What learns, before it begins: a row per part. `trainable`: part -> numbers that learn."""
+def part_sizes(model: OmniModel) -> dict[str, int]:
+    """Part (or "codec") -> how many numbers it holds. To be asked before peft adds its own."""
     total: dict[str, int] = {}
     for part, tensor in pieces(model).values():
         total[part or "codec"] = total.get(part or "codec", 0) + tensor.numel()
+    return total
+
+
+def learning_table(sizes: Mapping[str, int], modes: Mapping[Part, Mode], trainable: Mapping[str, int]) -> Table:
+    """What learns, before it begins: a row per part. `trainable`: part -> numbers that learn."""
+    shown = {"freeze": "no", "lora": "by LoRA", "train": "whole"}
     table = Table("part", "learns", "trainable", "parameters", title="What this run teaches")
-    for name in (*PARTS, "codec"):
-        if name in total:
-            mode = {"freeze": "no", "lora": "by LoRA", "train": "whole"}[modes.get(name, "freeze")]  # type: ignore[call-overload]
-            table.add_row(name, mode, f"{trainable.get(name, 0):,}", f"{total[name]:,}")
-    table.add_row("all", "", f"{sum(trainable.values()):,}", f"{sum(total.values()):,}")
+    for part in PARTS:
+        if part in sizes:
+            table.add_row(part, shown[modes[part]], f"{trainable.get(part, 0):,}", f"{sizes[part]:,}")
+    table.add_row("codec", "no", "0", f"{sizes['codec']:,}")
+    table.add_row("all", "", f"{sum(trainable.values()):,}", f"{sum(sizes.values()):,}")
     return table

@@ -90,7 +90,7 @@ class TrainableOmni(nn.Module):
         A batch without sound leaves the adapter out, and processes that train together must all have every gradient.
         """
         firsts = [p.flatten()[0] for p in self.parameters() if p.requires_grad]
-        return torch.stack(firsts).sum() * 0.0
+        return torch.stack(firsts).sum() * 0.0 if firsts else torch.zeros((), device=self.body.norm.weight.device)
 
     def _weights(self, device: torch.device) -> Tensor:
         """[K+2]: audio streams, text, CTC."""

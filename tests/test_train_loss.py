@@ -1,0 +1,159 @@
+"""The loss of a batch, held against a straightforward computation: sample by sample, without padding, in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training import ids_of, samples_in, small_model
+
+from edgeomni import audio as sound
+from edgeomni.data.sample import Sample
+from edgeomni.spec import TASKS, Task
+from edgeomni.text import Tokenizer
+from edgeomni.train.batching import Draw
+from edgeomni.train.codes import codec_frames
+from edgeomni.train.config import LossConfig
+from edgeomni.train.dataset import BadSamples, Collator, Reader, Usable
+from edgeomni.train.trainable import TrainableOmni
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tied": {},
+    "untied": {"tied": False},
+    "tied with a TTS adapter": {"tts_layers": 1},
+    "untied with a TTS adapter": {"tied": False, "tts_layers": 1},
+}
+
+
+@pytest.fixture(params=list(SHAPES), scope="module")
+def model(request: pytest.FixtureRequest) -> Any:
+    return small_model(**SHAPES[request.param])
+
+
+def batch_of(model: Any, samples: Sequence[Sample], tasks: Sequence[Task]) -> dict[str, Any]:
+    """One batch of sample i as tasks[i], as the collator makes it."""
+    reader = Reader(
+        model.spec,
+        Tokenizer(model.tokenizer_json, model.spec.layout),
+        lambda s: codec_frames(model.codec, model.spec.codec, s),
+    )
+    data = Usable(samples, {task: list(range(len(samples))) for task in TASKS}, {})
+    return Collator(data, reader, BadSamples(0))([Draw(i, task, i) for i, task in enumerate(tasks)])
+
+
+def entropies(model: Any, sample: Sample, task: Task) -> tuple[list[float], list[list[float]]]:
+    """Cross-entropies of one sample: of the text ids, and of the ids of each audio stream."""
+    layout, spec = model.spec.layout, model.spec
+    audio_prompt, text_prompt, features = question(model, sample, task)
+    text = [*ids_of(sample.text if task == "asr" else sample.answer), layout.eot]
+    streams: list[list[int]] = []
+    if task in ("aa", "ta"):
+        assert sample.answer_audio is not None
+        codes = codec_frames(model.codec, spec.codec, sample.answer_audio.read(spec.codec.sample_rate))
+        length = len(codes) + layout.streams + 1
+        for k in range(layout.streams):
+            spoken = [layout.pad_a] * (k + 1) + codes[:, k].tolist() + [layout.eoa]
+            streams.append(spoken + [layout.pad_a] * (length - len(spoken)))
+    else:
+        length = len(text)
+        streams = [[layout.pad_a] * length] * layout.streams
+    said = text + [layout.pad_t] * (length - len(text))
+    columns = [[*audio_prompt[k], *streams[k]] for k in range(layout.streams)]
+    joint = [[layout.shift(k) + i for i in column] for k, column in enumerate(columns)] + [[*text_prompt, *said]]
+    with torch.no_grad():
+        text_logits, audio_logits = model(torch.tensor([joint]), features)
+    first = len(text_prompt) - 1
+    of_text = [-log_softmax(text_logits[0, first + t])[i] for t, i in enumerate(text)]
+    of_audio = [
+        [-log_softmax(audio_logits[0, first + t, k])[i] for t, i in enumerate(s)] for k, s in enumerate(streams)
+    ]
+    return of_text, of_audio if task in ("aa", "ta") else [[] for _ in streams]
+
+
+def question(model: Any, sample: Sample, task: Task) -> tuple[list[list[int]], list[int], list[Any]]:
+    """Unshifted ids of the audio streams, ids of the text stream, and the features' segment, as docs tell prompts."""
+    layout, front = model.spec.layout, model.spec.front_end
+    if task in ("tt", "ta"):
+        ids = ids_of(sample.text)
+        last = layout.answer_a if task == "ta" else layout.pad_a
+        return (
+            [[layout.pad_a] * (len(ids) + 2) + [last]] * layout.streams,
+            [
+                layout.input_t,
+                *ids,
+                layout.eot,
+                layout.answer_t,
+            ],
+            [],
+        )
+    samples = sample.audio[0].read(front.sample_rate)
+    count = int(len(samples) / front.sample_rate * 1000 / 20) + 1
+    mel = sound.log_mel(samples, front, 100)  # a window of one second, which all questions here fit into
+    with torch.no_grad():
+        features = model.encode(torch.from_numpy(mel)[None])[0, :count]
+    last = layout.answer_a if task == "aa" else layout.pad_a
+    asked = layout.asr if task == "asr" else layout.answer_t
+    audio = [layout.input_a, *[layout.pad_a] * count, layout.eoa, last]
+    return [audio] * layout.streams, [layout.input_t, *[layout.pad_t] * count, layout.eot, asked], [(1, features)]
+
+
+def log_softmax(logits: torch.Tensor) -> np.ndarray:
+    x = logits.double().numpy()
+    return x - x.max() - np.log(np.exp(x - x.max()).sum())
+
+
+@pytest.mark.parametrize("weights", [LossConfig(), LossConfig(text=0.5, audio=3.0, first_codebook=7.0)])
+def test_a_mixed_batch(model: Any, weights: LossConfig, tmp_path: Path) -> None:
+    samples = samples_in(tmp_path, 5)
+    tasks: list[Task] = ["asr", "at", "aa", "tt", "ta"]
+    found = TrainableOmni(model, weights)(**batch_of(model, samples, tasks))
+    single = [entropies(model, sample, task) for sample, task in zip(samples, tasks, strict=True)]
+    streams = model.spec.layout.streams
+    text = np.mean([x for of_text, _ in single for x in of_text])
+    audio = [np.mean([x for _, of_audio in single for x in of_audio[k]]) for k in range(streams)]
+    shares = [weights.audio / streams * (weights.first_codebook if k == 0 else 1) for k in range(streams)]
+    wanted = (weights.text * text + sum(w * a for w, a in zip(shares, audio, strict=True))) / (
+        weights.text + sum(shares)
+    )
+    assert float(found["loss"]) == pytest.approx(wanted, rel=2e-5)
+    for row, task in enumerate(tasks):
+        sums = found["sums"][TASKS.index(task)]
+        of_text, of_audio = single[row]
+        assert sums[streams].tolist() == pytest.approx([sum(of_text), len(of_text)], rel=2e-5)
+        for k in range(streams):
+            assert sums[k].tolist() == pytest.approx([sum(of_audio[k]), len(of_audio[k])], rel=2e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_sample_of_each_task(model: Any, task: Task, tmp_path: Path) -> None:
+    """A batch of text tasks has no audio loss, whatever its weight."""
+    sample = samples_in(tmp_path, 1)[0]
+    found = TrainableOmni(model, LossConfig(text=2.0, audio=1.0))(**batch_of(model, [sample], [task]))
+    of_text, of_audio = entropies(model, sample, task)
+    spoken = [np.mean(s) for s in of_audio if s]
+    wanted = (2 * np.mean(of_text) + np.mean(spoken)) / 3 if spoken else np.mean(of_text)
+    assert float(found["loss"]) == pytest.approx(wanted, rel=2e-5)
+
+
+def test_counts_of_the_whole_update_make_shares_that_add_up(model: Any, tmp_path: Path) -> None:
+    samples = samples_in(tmp_path, 4)
+    tasks: list[Task] = ["aa", "asr", "ta", "tt"]
+    trainable = TrainableOmni(model, LossConfig())
+    whole = batch_of(model, samples, tasks)
+    halves = [batch_of(model, samples[:1], tasks[:1]), batch_of(model, samples[1:], tasks[1:])]
+    counts = sum(trainable.count_labels(half) for half in halves)
+    assert counts.tolist() == trainable.count_labels(whole).tolist()
+    shares = [float(trainable(**half, counts=counts)["loss"]) for half in halves]
+    assert sum(shares) == pytest.approx(float(trainable(**whole)["loss"]), rel=1e-5)
+
+
+def test_the_logits_as_trained_are_those_of_the_model(model: Any, tmp_path: Path) -> None:
+    batch = batch_of(model, samples_in(tmp_path, 1), ["ta"])
+    with torch.no_grad():
+        ours, theirs = TrainableOmni(model, LossConfig()).logits(batch["ids"]), model(batch["ids"])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
