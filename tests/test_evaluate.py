@@ -160,6 +160,14 @@ def test_a_missing_spoken_reference_costs_the_ceiling_only() -> None:
     assert [row.task for row in evaluate(answering(ANSWERS[:2], words=["which"]), samples).rows] == ["tt", "ta"]
 
 
+def test_a_figure_tells_of_how_many_samples_it_is(tmp_path: Path) -> None:
+    samples = [*spoken(tmp_path)[:3], Sample("t.jsonl:4", "ta", text="which", answer=ANSWERS[3])]
+    session = answering(ANSWERS, [tone(i) for i in range(4)], ["which"])
+    figures = evaluate(session, samples, recogniser=Ear(ANSWERS)).metrics("ta")
+    assert (figures["heard_exact"].samples, figures["ceiling_exact"].samples) == (4, 3)
+    assert figures["ceiling_exact"].value == 1
+
+
 def test_an_answer_without_sound_is_heard_as_nothing(tmp_path: Path) -> None:
     silent = [np.zeros(0, np.float32), np.full(99, np.nan, np.float32), tone(2), tone(3)]
     ear = Ear(ANSWERS)

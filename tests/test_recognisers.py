@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+from answering import answering
 
 from edgeomni.arrays import F32
 from edgeomni.audio import resample
 from edgeomni.data import espeak
+from edgeomni.data.sample import Clip, Sample
 from edgeomni.errors import DataError, EngineError, UsageError
-from edgeomni.evaluate import recognisers
+from edgeomni.evaluate import evaluate, recognisers
 from edgeomni.evaluate.recognisers import Command, Hearings, PocketSphinx, recogniser_of
 
 SENTENCES = ["The answer is twelve.", "the opposite of cold is hot", "I don't know!", "public grammar", "twenty-one"]
@@ -83,6 +86,28 @@ def test_pocketsphinx_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     with pytest.raises(EngineError, match=r"pocketsphinx is not installed: pip install .*\[evaluate\]"):
         recogniser_of("pocketsphinx", SENTENCES)
+
+
+def test_a_model_that_speaks_is_heard_beside_its_ceiling_and_its_floor(tmp_path: Path) -> None:
+    """It writes every answer and says three of five: the others are noise and another answer."""
+    texts = [
+        "the answer is twelve",
+        "the opposite of cold is hot",
+        "public grammar",
+        "good bye my friend",
+        "it is monday",
+    ]
+    speech = [say(text, rate=24000) for text in texts]
+    samples = []
+    for i, text in enumerate(texts):
+        soundfile.write(tmp_path / f"{i}.wav", speech[i], 24000)
+        samples.append(Sample(f"t:{i}", "ta", text="which", answer=text, answer_audio=Clip.of(tmp_path / f"{i}.wav")))
+    noise = np.random.default_rng(0).standard_normal(24000).astype(np.float32) * 0.1
+    session = answering(texts, [*speech[:3], noise, speech[0]], ["which"])
+    found = evaluate(session, samples, recogniser="pocketsphinx")
+    figures = {name: metric.value for name, metric in found.metrics("ta").items()}
+    assert (figures["exact"], figures["heard_exact"], figures["ceiling_exact"]) == (1, 0.6, 1)
+    assert figures["floor_exact"] <= 0.2 and figures["heard_wer"] < figures["floor_wer"]
 
 
 # --- what every recogniser gets
