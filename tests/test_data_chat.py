@@ -1,4 +1,4 @@
-"""Data of MiniCPM, LLaMA-Factory and SLAM-Omni, in files laid out by hand as those projects document them."""
+"""Data of MiniCPM and LLaMA-Factory, in files laid out by hand as those projects document them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_wavs import RATE, tone, wav, wav_base64
+from data_wavs import RATE, wav, wav_base64
 
 from edgeomni.data.readers import read_data
 from edgeomni.data.sample import Clip, Sample
@@ -77,7 +77,8 @@ def test_minicpm_audio_and_text(tmp_path: Path) -> None:
         {"audio": wav_base64(0.2), "text": "one tone"},
         {"audio": [wav_base64(0.3), wav_base64(0.4)], "text": "two tones"},
     ]
-    data = read_data(write(tmp_path / "train.json", records))
+    assert len(read_data(write(tmp_path / "train.json", records)).samples) == 2  # the native format has them too
+    data = read_data(tmp_path / "train.json", "minicpm")
     assert [(sample.tasks(), sample.text) for sample in data.samples] == [
         (("asr",), "one tone"),
         (("asr",), "two tones"),
@@ -104,7 +105,8 @@ def test_minicpm_audio_and_text(tmp_path: Path) -> None:
             },
             "turn 2 follows a spoken one",
         ),
-        ({"text": "Hello."}, "needs audio"),
+        ({"text": "Hello."}, "needs audio, and text"),
+        ({"audio": "1.wav", "conversations": [*CONVERSATION, "Hello."]}, "list of objects"),
         ({"audio": "1.wav", "conversations": "Hello."}, "list of objects"),
     ],
 )
@@ -258,32 +260,3 @@ def test_llama_factory_descriptions_that_cannot_be_used(tmp_path: Path) -> None:
         write(tmp_path / "dataset_info.json", {"d": {"file_name": "d.json", **change}})
         with pytest.raises(DataError, match=f"dataset_info.json: d: .*{what}"):
             read_data(tmp_path / "d", max_bad=0)
-
-
-# SLAM-Omni
-
-
-def test_slam_omni(tmp_path: Path) -> None:
-    wav(tmp_path / "1.wav", 0.1), wav(tmp_path / "2.wav", 0.2)
-    one = {
-        "key": "1",
-        "source_wav": str(tmp_path / "1.wav"),
-        "source_text": "Can you recommend some food?",
-        "target_wav": "2.wav",
-        "target_text": "Try dumplings.",
-    }
-    rounds = "<USER>: Hello. <ASSISTANT>: Good day. <USER>: And more?"
-    records = [one, one | {"source_text": "<ASSISTANT>: Hello."}, one | {"source_text": rounds, "target_wav": None}]
-    file = tmp_path / "train.jsonl"
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    data = read_data(file)
-    assert data.format == "slam-omni"
-    first, last = data.samples
-    assert set(first.tasks()) == {"asr", "at", "aa", "tt", "ta"}
-    assert (first.text, first.answer, first.history) == ("Can you recommend some food?", "Try dumplings.", ())
-    np.testing.assert_array_equal(first.audio[0].read(RATE), tone(0.1))
-    assert first.answer_audio is not None
-    np.testing.assert_array_equal(first.answer_audio.read(RATE), tone(0.2))
-    assert (last.text, last.history) == ("And more?", (("Hello.", "Good day."),))
-    assert set(last.tasks()) == {"asr", "at", "tt"}
-    assert [fault.where for fault in data.faults] == [f"{file}:2"]

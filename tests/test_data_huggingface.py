@@ -140,6 +140,23 @@ def test_recordings_beside_the_table(tmp_path: Path) -> None:
     assert [fault.where for fault in data.faults] == [f"{tmp_path / 'd.parquet'}[2]"]
 
 
+def test_columns_of_the_native_format(tmp_path: Path) -> None:
+    sound = {"bytes": wav_bytes(0.1), "path": None}
+    rows: dict[str, list[Any]] = {
+        "task": ["ta", "tts", None],
+        "text": ["Hello."] * 3,
+        "answer": ["Hello."] * 3,
+        "language": ["en"] * 3,
+    }
+    made = table({**rows, "audio": [sound] * 3, "answer_audio": [sound] * 3}, "audio", "answer_audio")
+    data = read_data(saved(made, tmp_path / "d", "folder"))
+    assert [len(sample.tasks()) for sample in data.samples] == [1, 5]
+    assert data.samples[0].answer_audio is not None and data.samples[0].language == "en"
+    np.testing.assert_array_equal(data.samples[0].answer_audio.read(RATE), tone(0.1))
+    [fault] = data.faults
+    assert fault.what.startswith("task is 'tts'")
+
+
 def test_sound_is_not_read_before_it_is_wanted(tmp_path: Path) -> None:
     made = table({"text": ["one"], "answer": ["two"], "audio": [{"bytes": b"no sound", "path": None}]}, "audio")
     [sample] = read_data(saved(made, tmp_path / "d", "folder")).samples
