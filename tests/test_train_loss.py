@@ -103,7 +103,7 @@ def question(model: Any, sample: Sample, task: Task) -> tuple[list[list[int]], l
 
 def log_softmax(logits: torch.Tensor) -> np.ndarray:
     x = logits.double().numpy()
-    return x - x.max() - np.log(np.exp(x - x.max()).sum())
+    return np.asarray(x - x.max() - np.log(np.exp(x - x.max()).sum()))
 
 
 @pytest.mark.parametrize("weights", [LossConfig(), LossConfig(text=0.5, audio=3.0, first_codebook=7.0)])

@@ -145,7 +145,7 @@ def test_every_tensor_belongs_to_a_part_but_the_codecs() -> None:
 
 
 def test_the_table_counts_what_learns(tmp_path: Path) -> None:
-    shown = []
+    shown: list[Any] = []
     model = small_model()
     config = TrainConfig(stage="3", optimizer=OptimizerConfig(steps=1, batch=2), peft=PeftConfig(rank=4))
     fit(model, samples_in(tmp_path), config, show=shown.append)
