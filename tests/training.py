@@ -12,7 +12,8 @@ import soundfile
 from edgeomni.data.sample import Clip, Sample
 from edgeomni.spec import AdapterSpec, BodySpec, EncoderSpec, OmniSpec, TokenLayout
 
-WORDS = "zero one two three four five six seven eight nine plus is and the what hello good yes no you".split()
+SAID = "zero one two three four five six seven eight nine plus is and the what hello good yes no you"
+WORDS = SAID.split()
 WORDS_IN_TABLE = 40
 SPECIALS = 8
 SNAC = {
@@ -115,3 +116,30 @@ def data_in(folder: Path, count: int = 4) -> Path:
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def small_config(**sections: Any) -> Any:
+    """A TrainConfig of 8 logged steps with states after every second one; `sections` may hold plain tables."""
+    from edgeomni.train.config import from_changes
+
+    tables: dict[str, Any] = {
+        "peft": {"rank": 4, "dropout": 0.1},
+        "optimizer": {"steps": 8, "batch": 3, "lr": 2e-3, "schedule": "constant", "warmup": 0.0},
+        "run": {"log_every": 1, "save_every": 2, "keep": 99},
+    }
+    for name, given in sections.items():
+        tables[name] = {**tables[name], **given} if name in tables else given
+    return from_changes(tables)
+
+
+def figures_in(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log without the seconds, which no two runs share."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def weights_in(checkpoint: Path) -> dict[str, bytes]:
+    """Name -> bytes of every tensor of a checkpoint directory."""
+    from safetensors.numpy import load_file
+
+    return {name: array.tobytes() for name, array in load_file(checkpoint / "model.safetensors").items()}

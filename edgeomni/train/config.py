@@ -13,6 +13,7 @@ Everything that a document leaves out is filled by `resolved`, so that RUN/confi
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -171,10 +172,11 @@ class TrainConfig:
                 f"run.save_every {run.save_every} must be a multiple of run.log_every {run.log_every}, so that a "
                 "resumed run logs what an uninterrupted one does"
             )
-        if run.validate_every and run.save_every % run.validate_every:
+        every = run.validate_every
+        if every and (run.save_every % every or every % run.log_every):
             raise TrainError(
-                f"run.save_every {run.save_every} must be a multiple of run.validate_every {run.validate_every}, so "
-                "that the best state is a saved one"
+                f"run.validate_every {every} must divide run.save_every {run.save_every} and be a multiple of "
+                f"run.log_every {run.log_every}, so that a run may go on from its best state"
             )
         if not 0 <= self.data.validation_share < 1:
             raise TrainError(f"data.validation_share is {self.data.validation_share}, and must be from 0 to below 1")
@@ -302,6 +304,22 @@ def _anchor(data: dict[str, Any], folder: Path) -> None:
     for table, key in ((loss, "ctc_head"), (data.get("augment"), "noise_folder")):
         if isinstance(table, dict) and isinstance(table.get(key), str) and table[key]:
             table[key] = str(folder / table[key])
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
+    """The same with absolute paths, so that RUN/config.toml means the same from everywhere."""
+    data, loss, augment = config.data, config.loss, config.augment
+    return replace(
+        config,
+        checkpoint=config.checkpoint and os.path.abspath(config.checkpoint),
+        data=replace(data, train=_all(data.train), validation=_all(data.validation), text=_all(data.text)),
+        loss=replace(loss, ctc_head=loss.ctc_head and os.path.abspath(loss.ctc_head)),
+        augment=replace(augment, noise_folder=augment.noise_folder and os.path.abspath(augment.noise_folder)),
+    )
+
+
+def _all(paths: Iterable[str]) -> list[str]:
+    return [os.path.abspath(path) for path in paths]
 
 
 def to_toml(config: TrainConfig) -> str:

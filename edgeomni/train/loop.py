@@ -7,30 +7,27 @@ hold only what learns, and a state counts only when it is whole.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 from ..errors import TrainError
 from ..spec import TASKS
 from .batching import BatchPlan, PlannedBatches
 from .config import TrainConfig
 from .dataset import Collator
-from .progress import Progress
-from .run_log import RunLog
 from .trainable import TrainableOmni
 
 WEIGHTS = "model.safetensors"
-COMPLETE = "complete"
-"""The file that is written into a saved state last: a state without it was cut off, and is not resumed from."""
+GO_ON = "go on from the last saved state with a lower optimizer.lr or run.precision=fp32 (--resume)"
 
 
 class Draws(Dataset):
@@ -60,7 +57,6 @@ class OmniTrainer(Trainer):
         self._plan, self._collator, self._held_out = plan, collator, held_out
         self.loss_is_scaled_for_ga = True
         self._sums: Tensor | None = None
-        self.frames_seen = 0
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
@@ -74,11 +70,14 @@ class OmniTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
-        """Labels per stream [K+2] over all batches and processes that share one update."""
+        """Labels per stream [K+2] over all batches and processes that share one update.
+
+        Their LLM frames are counted here too, where a state keeps them for the run that goes on from it.
+        """
         counts = sum(self._omni().count_labels(batch) for batch in batch_samples).to(device)
-        if self.args.world_size > 1:
-            counts = self.accelerator.gather(counts[None]).sum(0)
-        return counts
+        frames = torch.tensor([sum(batch["ids"][:, 0].numel() for batch in batch_samples)], device=device)
+        self.state.num_input_tokens_seen += int(self._gathered(frames))
+        return self._gathered(counts)
 
     def _omni(self) -> TrainableOmni:
         inner = self.accelerator.unwrap_model(self.model)
@@ -93,12 +92,8 @@ class OmniTrainer(Trainer):
         """
         outputs = model(**inputs, counts=num_items_in_batch)
         if not bool(torch.isfinite(outputs["loss"])):
-            raise TrainError(
-                f"the loss became {outputs['loss'].item()} in step {self.state.global_step + 1}; go on from the last "
-                "saved state with a lower optimizer.lr, a longer optimizer.warmup or run.precision=fp32 (--resume)"
-            )
+            raise TrainError(f"the loss became {outputs['loss'].item()} in step {self.state.global_step + 1}; {GO_ON}")
         self._sums = outputs["sums"] if self._sums is None else self._sums + outputs["sums"]
-        self.frames_seen += inputs["ids"].shape[0] * inputs["ids"].shape[2]
         loss = outputs["loss"] * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
@@ -132,8 +127,16 @@ class OmniTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The best state so far is saved at once, also between two states that are saved anyway."""
+        better = super()._determine_best_metric(metrics, trial)
+        self.control.should_save = self.control.should_save or better
+        return better
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Of the model only what learns: the rest lies in the checkpoint that the run began with."""
+        if not self.args.should_save:  # of several processes, one writes
+            return
         assert output_dir is not None
         os.makedirs(output_dir, exist_ok=True)
         save_file(learning_state(self._omni_or_peft(), state_dict), os.path.join(output_dir, WEIGHTS))
@@ -144,6 +147,18 @@ class OmniTrainer(Trainer):
         load_learning_state(self._omni_or_peft(), Path(resume_from_checkpoint) / WEIGHTS)
         return None
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """A resumed run may have another learning rate or number of steps: what was saved of the old ones is undone."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        groups, scheduler = self.optimizer.param_groups, self.lr_scheduler
+        scheduler.base_lrs = [self.args.learning_rate] * len(groups)
+        for group, factor in zip(groups, scheduler.lr_lambdas, strict=True):
+            group["initial_lr"] = self.args.learning_rate
+            group["lr"] = self.args.learning_rate * factor(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in groups]  # what is logged
+
     def _load_best_model(self) -> None:
         load_learning_state(self._omni_or_peft(), Path(str(self.state.best_model_checkpoint)) / WEIGHTS)
 
@@ -152,17 +167,28 @@ class OmniTrainer(Trainer):
 
 
 def learning_state(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Name -> tensor of every parameter that learns, each with storage of its own."""
+    """Name -> tensor of every parameter that learns, each with storage of its own.
+
+    Raises TrainError where one is no finite number: a state with such weights could not be gone on from.
+    """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return {name: (state or named)[name].detach().clone().contiguous() for name in named}
+    found = {name: (state or named)[name].detach().clone().contiguous() for name in named}
+    if broken := [name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())]:
+        raise TrainError(f"weights became infinite or not a number ({', '.join(broken[:4])}); {GO_ON}")
+    return found
 
 
 @torch.no_grad()
 def load_learning_state(model: nn.Module, path: Path) -> None:
     """Raises TrainError where the file does not hold exactly what learns."""
-    named, stored = {n: p for n, p in model.named_parameters() if p.requires_grad}, load_file(path)
-    if odd := sorted(set(named) ^ set(stored)):
-        raise TrainError(f"{path}: does not fit this run ({', '.join(odd[:4])}); begin a new run")
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as exc:
+        raise TrainError(f"{path}: cannot be read ({exc}); remove this state to go on from the one before") from exc
+    odd = {*named} ^ {*stored} or {name for name, p in named.items() if p.shape != stored[name].shape}
+    if odd:
+        raise TrainError(f"{path}: does not fit this run ({', '.join(sorted(odd)[:4])}); begin a new run")
     for name, parameter in named.items():
         parameter.copy_(stored[name].to(parameter.device))
 
@@ -174,48 +200,6 @@ def figures(sums: Tensor) -> dict[str, float]:
     by_stream, by_task = sums.sum(0), sums[:, : streams + 1].sum(1)
     found = {f"loss_{n}": float(s / c) for n, (s, c) in zip(names, by_stream.tolist(), strict=True) if c}
     return found | {f"loss_{t}": float(s / c) for t, (s, c) in zip(TASKS, by_task.tolist(), strict=True) if c}
-
-
-class Follow(TrainerCallback):
-    """Writes RUN/log.jsonl, shows the progress, and marks every saved state when it is whole."""
-
-    def __init__(self, log: RunLog, progress: Progress, trainer: Callable[[], OmniTrainer]) -> None:
-        self._log, self._progress, self._trainer = log, progress, trainer
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self._progress.start(state.max_steps, state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
-        if not state.is_world_process_zero or not logs or not {"loss", "eval_loss"} & set(logs):
-            return
-        kept = {k: v for k, v in logs.items() if isinstance(v, (int, float)) and k != "epoch"}
-        frames = self._trainer().frames_seen * args.world_size
-        self._log.write({"step": state.global_step, **kept, "frames": frames})
-        if "loss" in logs:
-            self._progress.update(state.global_step, logs["loss"], frames)
-        else:
-            self._progress.note(f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}")
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            (Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / COMPLETE).touch()
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self._progress.stop()
-
-
-def last_whole_state(folder: Path) -> Path | None:
-    """The newest saved state that was written to its end; None where there is none."""
-    found = [p.parent for p in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")]
-    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 
 def arguments(config: TrainConfig, states: Path, validates: bool, logs: Path) -> TrainingArguments:
@@ -240,7 +224,7 @@ def arguments(config: TrainConfig, states: Path, validates: bool, logs: Path) ->
         logging_steps=run.log_every,
         logging_nan_inf_filter=False,
         save_steps=run.save_every,
-        save_total_limit=run.keep,
+        save_total_limit=None,  # follow.py removes old states, when the new one is whole
         eval_strategy="steps" if validates else "no",
         eval_steps=(run.validate_every or run.save_every) if validates else None,
         load_best_model_at_end=validates,

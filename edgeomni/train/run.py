@@ -11,6 +11,7 @@ It grows while a run goes on, so that it is no output that appears whole; each f
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 from ..errors import TrainError, UsageError
 from ..outputs import named, write_file
 from .config import TrainConfig, differences, read_config, to_toml
+from .states import last_whole_state
 
 _MAY_CHANGE = ("optimizer.steps", "optimizer.lr", "run.", "data.workers", "data.max_bad")
 """Keys that may be other when a run is resumed: how long, how fast, and how it is watched; not what it computes on."""
@@ -132,10 +134,11 @@ def discarded_if_empty(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not any(folder.states.iterdir()):
+        if last_whole_state(folder.states) is None:
             for path in (folder.config, folder.log, folder.data):
                 path.unlink(missing_ok=True)
-            for path in (folder.states, folder.path):
-                with suppress(OSError):  # something else lies in it by now
-                    path.rmdir()
+            for path in (folder.states, folder.tensorboard):
+                shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):  # something else lies in it by now
+                folder.path.rmdir()
         raise
