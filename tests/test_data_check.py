@@ -109,7 +109,7 @@ def test_limits_are_met_exactly(record: Record) -> None:
     assert found(checked(sample, chars_per_s=29.9)) == [(0, "text")]
 
 
-@pytest.mark.parametrize("limits", [{"window_s": 0}, {"chars_per_s": -1}, {"window_s": math.nan}])
+@pytest.mark.parametrize("limits", [{"window_s": 0}, {"chars_per_s": -1}, {"chars_per_s": 0}, {"window_s": math.nan}])
 def test_impossible_limits_are_refused(record: Record, limits: dict[str, float]) -> None:
     with pytest.raises(DataError, match="above 0"):
         checked(good(record), **limits)
@@ -182,6 +182,7 @@ def test_spoken_length(text: str, length: int) -> None:
         ([1, 1, 1], 1),
         ([-1, -1, -1, 0, 1, 1.5, 2, 0, 1, 1], 2),
         ([0.998] * 9, 0),
+        ([0.999] * 3, 1),
         ([0.9991] * 9, 1),
     ],
 )
@@ -208,6 +209,7 @@ def test_shares_and_tasks(record: Record) -> None:
     assert list(report.shares("language")) == ["es", "en"]
     assert report.shares("language")["es"][1] == pytest.approx(2.5 / 3600)
     assert {name: count for name, (count, _) in report.shares("speaker").items()} == {"a": 2, "not stated": 1}
+    assert list(checked(*(good(record, 200 + i, speaker=s) for i, s in enumerate("bca"))).shares("speaker")) == [*"abc"]
     assert report.tasks() == {"asr": 3, "at": 1, "aa": 1, "tt": 1, "ta": 1}
 
 

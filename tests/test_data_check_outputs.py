@@ -22,6 +22,7 @@ from edgeomni.data.check_report import MOST_FINDINGS, html
 from edgeomni.data.readers import DataSet, read_data
 from edgeomni.data.records import Fault
 from edgeomni.data.sample import Sample
+from edgeomni.errors import DataError
 
 RATE = 16000
 HOSTILE = '<script>alert("1")</script>'
@@ -153,6 +154,7 @@ class TestFix:
         (tmp_path / existing).write_text("mine")
         result = run(good, "--fix", tmp_path / "clean.jsonl")
         assert result.exit_code == 2 and str(tmp_path / existing) in result.stderr
+        assert "check:" not in result.stderr  # refused before any sound was decoded
         assert (tmp_path / existing).read_text() == "mine"
         assert run(good, "--fix", tmp_path / "clean.jsonl", "--force").exit_code == 0
         assert len(lines_of(tmp_path / "clean.jsonl")) == 3
@@ -191,6 +193,8 @@ class TestPage:
         assert "check:" not in result.stderr  # before any sound was decoded
         assert not good.with_name("r.html").exists()
         assert run(good).exit_code == 0
+        with pytest.raises(DataError, match="matplotlib"):
+            html(check(read_data(good)), "T")
 
 
 def test_a_check_needs_no_torch(good: Path) -> None:

@@ -64,7 +64,6 @@ def svg(report: CheckReport) -> bytes:
         axes.set(title=f"Duration of spoken {name}", xlabel="seconds", ylabel="samples")
         if bars["counts"]:
             axes.stairs(bars["counts"], bars["edges_s"], fill=True)
-            axes.set_ylim(bottom=0)
         else:
             axes.text(0.5, 0.5, "none", ha="center", transform=axes.transAxes)
     if report.question_s.max(initial=0) > report.limits.window_s:
