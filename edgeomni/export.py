@@ -123,7 +123,12 @@ def _loaded(source: str | os.PathLike[str] | OmniModel) -> OmniModel:
     if not isinstance(source, (str, os.PathLike)):
         return source
     from .model import checkpoints
+    from .train.merging import merged_model
+    from .train.run import RunFolder, is_run
 
+    path = Path(source)
+    if is_run(path) and not RunFolder(path).checkpoint.is_dir():  # the adapter is all that was kept of the run
+        return merged_model(path)
     return checkpoints.load(source)
 
 

@@ -15,6 +15,7 @@ from ..spec import OmniSpec
 
 OWN_FORMAT = "edgeomni-checkpoint"
 PARTS = ("encoder", "llm", "codec")
+RUN_CONFIG, RUN_CHECKPOINT = "config.toml", "checkpoint"
 RELEASED = ("lit_model.pth", "model_config.yaml")
 KINDS = {
     "edgeomni": "EdgeOmni's own layout",
@@ -63,6 +64,8 @@ class Checkpoint:
 
 def read(directory: Path) -> Checkpoint:
     """Raises CheckpointError for what is no checkpoint, and for configurations that cannot be read."""
+    if (directory / RUN_CONFIG).is_file():  # the folder of a training run stands for the checkpoint in it
+        directory = directory / RUN_CHECKPOINT
     config = _json(directory / "config.json", required=False)
     try:
         if config.get("format") == OWN_FORMAT:

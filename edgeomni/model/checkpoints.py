@@ -1,7 +1,8 @@
 """Every checkpoint source -> one OmniModel, and EdgeOmni's own directory: config.json + model.safetensors.
 
 Directory kinds, told apart by content: "edgeomni" (our own, saved whole), "mini-omni" (the released layout),
-"parts" (encoder/, llm/ and codec/ as transformers and SNAC save them), "preset" (a recipe for random weights).
+"parts" (encoder/, llm/ and codec/ as transformers and SNAC save them), "preset" (a recipe for random weights), "run"
+(the folder of a training run, which stands for the checkpoint in it).
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ __all__ = ["check_target", "compose", "kind_of", "load", "preset", "save", "save
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 PARTS = ("encoder", "llm", "codec")
+RUN_CONFIG, RUN_CHECKPOINT = "config.toml", "checkpoint"
+"""What tells the folder of a training run (train/run.py), and the trained checkpoint in it."""
 
 
 def kind_of(path: str | os.PathLike[str]) -> str | None:
-    """ "edgeomni", "mini-omni", "parts" or "preset"; None for anything else."""
+    """ "edgeomni", "mini-omni", "parts", "preset" or "run"; None for anything else."""
     directory = Path(path)
     if not directory.is_dir():
         return None
@@ -57,6 +60,8 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
         return "preset" if "preset" in config else "edgeomni"
     if mini_omni.is_layout(directory):
         return "mini-omni"
+    if (directory / RUN_CONFIG).is_file() and (directory / RUN_CHECKPOINT / CONFIG).is_file():
+        return "run"
     return "parts" if all((directory / part / CONFIG).is_file() for part in PARTS) else None
 
 
@@ -70,7 +75,13 @@ def load(source: str | os.PathLike[str], *, device: str = "cpu") -> OmniModel:
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory; make one with `edgeomni init`")
     kind = kind_of(directory)
-    readers = {"edgeomni": _load_own, "mini-omni": mini_omni.load, "parts": _load_parts, "preset": _load_preset}
+    readers = {
+        "edgeomni": _load_own,
+        "mini-omni": mini_omni.load,
+        "parts": _load_parts,
+        "preset": _load_preset,
+        "run": _load_run,
+    }
     if kind is None:
         if (directory / CONFIG).exists() and (directory / WEIGHTS).exists():
             _config_data(directory / CONFIG)  # raises where it is our own, but damaged
@@ -137,6 +148,10 @@ def _load_own(directory: Path) -> OmniModel:
     model.provenance = {**config.provenance, "source_hash": digest(hashed)}
     model.licences = dict(config.licences)
     return model
+
+
+def _load_run(directory: Path) -> OmniModel:
+    return _load_own(directory / RUN_CHECKPOINT)
 
 
 def _load_parts(directory: Path) -> OmniModel:

@@ -52,6 +52,8 @@ def _adapter_of(source: Path) -> Path:
     if not is_run(source):
         return source
     folder = RunFolder(source)
+    if not folder.adapter.is_dir() and not folder.checkpoint.is_dir():
+        raise TrainError(f"{source} has no checkpoint yet; finish the run: edgeomni train -o {source} --resume")
     if not folder.adapter.is_dir():
         stage = stored_config(source).stage
         raise UsageError(
