@@ -86,7 +86,13 @@ def test_two_sources_are_compared(tiny_dir: Path, bundle: Path, data: Path) -> N
     assert differences["tt", "f1"]["samples"] == 2
     assert all(d["low"] <= d["difference"] <= d["high"] for d in differences.values())
     shown = edgeomni("evaluate", tiny_dir, bundle, "--data", data, "--task", "tt", "--limit", 1, *BOUNDS).stdout
-    for words in ("what it writes", "medians over the answers", f"A: {tiny_dir}, B: {bundle}", "95 % interval"):
+    for words in (
+        "what it writes",
+        "medians over the answers",
+        f"A: {tiny_dir}\nB: {bundle}\n",
+        "too few samples",
+        "95 % interval",
+    ):
         assert words in shown
 
 

@@ -13,6 +13,7 @@ from edgeomni.errors import UsageError
 from edgeomni.evaluate import Evaluation, compare
 from edgeomni.evaluate.comparison import bootstrap
 from edgeomni.evaluate.metrics import Share
+from edgeomni.evaluate.report import comparison_table
 from edgeomni.evaluate.result import Row
 
 
@@ -74,10 +75,28 @@ def test_the_same_answers_have_no_difference_and_no_width() -> None:
 
 
 def test_all_right_against_all_wrong_is_certain() -> None:
-    only = compare(evaluation("a", right(1, 1, 1)), evaluation("b", right(0, 0, 0))).differences[0]
+    only = compare(evaluation("a", right(*[1] * 10)), evaluation("b", right(*[0] * 10))).differences[0]
     assert (only.low, only.high, only.clear) == (-1, -1, True)
-    better = compare(evaluation("a", right(0, 0, 0)), evaluation("b", right(1, 1, 1))).differences[0]
+    better = compare(evaluation("a", right(*[0] * 10)), evaluation("b", right(*[1] * 10))).differences[0]
     assert (better.low, better.high, better.clear) == (1, 1, True)
+    few = compare(evaluation("a", right(*[0] * 9)), evaluation("b", right(*[1] * 9))).differences[0]
+    assert (few.low, few.high, few.clear) == (1, 1, False), "nine samples are too few for a verdict"
+
+
+@pytest.mark.parametrize(
+    ("metric", "a", "b", "said"),
+    [
+        ("exact", 0, 1, "B is better"),
+        ("exact", 1, 0, "A is better"),
+        ("wer", 0, 1, "A is better"),
+        ("wer", 1, 0, "B is better"),
+        ("wer", 1, 1, "no clear difference"),
+    ],
+)
+def test_the_table_says_which_is_better(metric: str, a: int, b: int, said: str) -> None:
+    sides = [evaluation(name, [{metric: (got, 1)}] * 10, "asr") for name, got in (("a", a), ("b", b))]
+    table = comparison_table(compare(*sides))
+    assert [str(cell) for cell in table.columns[-1].cells] == [said]
 
 
 def test_the_pairing_counts() -> None:
@@ -179,6 +198,6 @@ def test_the_comparison_as_a_document() -> None:
             "difference": -1.0,
             "low": -1.0,
             "high": -1.0,
-            "clear": True,
+            "clear": False,
         }
     ]

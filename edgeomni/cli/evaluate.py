@@ -171,6 +171,8 @@ def _show(evaluations: list[Evaluation], comparison: Comparison | None) -> None:
             show(out, table)
         say(out)
     if comparison:
+        for side, source in (("A", comparison.a), ("B", comparison.b)):
+            say(out, visible(f"{side}: {source}"))
         show(out, comparison_table(comparison))
 
 

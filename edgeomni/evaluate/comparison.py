@@ -17,6 +17,8 @@ from .result import Evaluation, Row
 
 ROUNDS = 2000
 CONFIDENCE = 0.95
+FEW = 10
+"""Samples under which a bootstrap interval is too narrow to go by: of one sample it has no width at all."""
 _YARDSTICKS = ("ceiling_", "floor_")
 """Figures that are no property of the sources, and are not compared."""
 _BLOCK = 1 << 20
@@ -41,8 +43,8 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes no difference at all."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval, of `FEW` samples or more, excludes that there is no difference."""
+        return self.samples >= FEW and (self.low > 0 or self.high < 0)
 
     @property
     def points_lost(self) -> float:

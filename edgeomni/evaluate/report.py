@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from ..spec import AUDIO_OUT, Task
-from .comparison import Comparison, Difference
+from .comparison import FEW, Comparison, Difference
 from .metrics import less_is_better
 from .result import Evaluation, Metric
 
@@ -68,7 +68,7 @@ def _times(evaluation: Evaluation) -> Table:
 def comparison_table(comparison: Comparison) -> Table:
     """One row per figure; the interval is that of the difference."""
     numbers = ("A, %", "B, %", "B - A", f"{100 * comparison.confidence:g} % interval", "samples")
-    table = _table(f"A: {comparison.a}, B: {comparison.b}", "task", "figure", numbers=numbers)
+    table = _table("A against B", "task", "figure", numbers=numbers)
     table.add_column("verdict")
     for d in comparison.differences:
         interval = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
@@ -78,6 +78,8 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def _verdict(difference: Difference) -> str:
+    if difference.samples < FEW:
+        return "too few samples"
     if not difference.clear:
         return "no clear difference"
     better = (difference.difference < 0) == less_is_better(difference.metric)
