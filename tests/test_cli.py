@@ -23,7 +23,10 @@ from edgeomni.install_hint import install_command
 from edgeomni.runtimes import fake
 from edgeomni.spec import OmniSpec, Task
 
-COMMANDS = ["init", "export", "run", "inspect", "verify", "profile", "demo", "doctor"]
+COMMANDS = (
+    "init data train train-codec compare-runs merge export run inspect verify profile evaluate demo doctor".split()
+)
+DATA_COMMANDS = ["check", "prepare", "synth"]
 FRAMES = 20
 
 
@@ -65,6 +68,10 @@ def test_help_lists_every_command() -> None:
     assert [line.split()[0] for line in result.output.split("Commands:")[1].splitlines() if line.strip()] == COMMANDS
     for name in COMMANDS:
         assert edgeomni(name, "--help").exit_code == 0
+    listed = edgeomni("data", "--help").output.split("Commands:")[1]
+    assert [line.split()[0] for line in listed.splitlines() if line.strip()] == DATA_COMMANDS
+    for name in DATA_COMMANDS:
+        assert edgeomni("data", name, "--help").exit_code == 0
 
 
 def test_run_streams_text_and_writes_audio(tmp_path: Path, question: str, spec: OmniSpec) -> None:

@@ -21,6 +21,13 @@ TOOLS = {
     "transformers": ("export", "init and export"),
     "onnx": ("export", "export to onnx"),
     "snac": ("export", "init and export of SNAC codecs"),
+    "peft": ("train", "train with LoRA, and merge"),
+    "accelerate": ("train", "train"),
+    "datasets": ("train", "data prepare, and Hugging Face data"),
+    "matplotlib": ("train", "curves of a run, pictures of data check"),
+    "espeakng-loader": ("synth", "data synth"),
+    "jiwer": ("evaluate", "word error rates of evaluate"),
+    "pocketsphinx": ("evaluate", "evaluate --recogniser pocketsphinx"),
     "sounddevice": ("play", "run --play"),
 }
 """Distribution that is no engine -> (extra that brings it, what needs it)."""
