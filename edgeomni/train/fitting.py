@@ -86,8 +86,8 @@ def fit(
             folder = runs.RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
             folder.states.mkdir()
         else:
+            stack.enter_context(_disk_errors(Path(out)))
             folder = _folder(Path(out), settled, resume)
-        stack.enter_context(_disk_errors(folder.path))
         if out is not None and not resume and first_process():
             stack.enter_context(runs.discarded_if_empty(folder))
         run = _Run(model, settled, folder, resume)

@@ -207,6 +207,8 @@ def arguments(config: TrainConfig, states: Path, validates: bool, logs: Path) ->
     run, optimizer = config.run, config.optimizer
     assert optimizer.lr is not None and optimizer.warmup is not None
     cpu = run.device == "cpu" or not torch.cuda.is_available()
+    if run.fsdp and (cpu or processes() == 1):  # accelerate would leave it out without a word
+        raise TrainError("run.fsdp is for several GPUs under torchrun; leave it out here")
     if run.tensorboard:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(logs)
     return TrainingArguments(

@@ -82,15 +82,13 @@ def is_run(path: Path) -> bool:
 
 
 def begin(path: str | Path, config: TrainConfig) -> RunFolder:
-    """A new run's directory. Raises UsageError where something is there already."""
+    """A new run's directory. Raises UsageError where something is there already, OSError where it cannot be written."""
     folder = RunFolder(named(path))
     if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
         raise UsageError(f"{folder.path} exists; choose another folder, or go on with it: --resume")
-    try:
+    with discarded_if_empty(folder):
         folder.states.mkdir(parents=True, exist_ok=True)
         write_file(folder.config, to_toml(config).encode())
-    except OSError as exc:
-        raise TrainError(f"{folder.path}: cannot be written ({exc.strerror or exc})") from exc
     return folder
 
 
