@@ -82,8 +82,11 @@ def test_splits_share_nothing_that_is_new_by_a_second_count(tmp_path: Path) -> N
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
     noisy = GOOD.replace("[lists]", "[recording]\nnoise_share = 0.5\n[lists]")
+    told: list[tuple[int, int]] = []
     one = digests(made(tmp_path, noisy, "one", seed=3))
-    two = digests(made(tmp_path, noisy, "two", seed=3, workers=2))
+    two = digests(made(tmp_path, noisy, "two", seed=3, workers=2, progress=lambda *done: told.append(done)))
+    recordings = sum(name.endswith(".wav") for name in two)
+    assert told == [(done, recordings) for done in range(1, recordings + 1)]
     other = digests(made(tmp_path, noisy, "other", seed=4))
     assert one == two
     assert one["train.jsonl"] != other["train.jsonl"] and one["audio/train/0000.wav"] != other["audio/train/0000.wav"]
@@ -159,6 +162,7 @@ def test_noise_is_pink() -> None:
         ({"workers": 0}, UsageError, "whole number from 1"),
         ({"samples": 0}, UsageError, "samples must be 1 or more"),
         ({"format": "mp3"}, UsageError, "known are wav, flac"),
+        ({"text": GOOD.replace("[lists]", '[answer_voice]\nvoice = "en-us+nosuch"\n[lists]')}, UsageError, "'nosuch'"),
         ({"text": "lines.txt"}, UsageError, "has its own sentences"),
         ({"text": GOOD.replace('answer = "{city}"', 'answer = "{"')}, DataError, "brace"),
         ({"text": GOOD.replace('"paris"', '"..."')}, DataError, "gives no sound for the text '...'"),

@@ -152,11 +152,27 @@ def test_text_that_cannot_be_spoken_is_refused(text: str, named: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rate_wpm": 79}, {"rate_wpm": 451}, {"pitch": -1}, {"pitch": 100}, {"pitch_range": 100}, {"volume": 0}]
+    "wrong",
+    [
+        {"rate_wpm": 79},
+        {"rate_wpm": 451},
+        {"pitch": -1},
+        {"pitch": 100},
+        {"pitch_range": 100},
+        {"volume": 4},
+        {"volume": 101},
+    ],
 )
 def test_values_out_of_range_are_refused_by_name(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(wrong))} {next(iter(wrong.values()))} is outside"):
         espeak.say(SENTENCE, "en-us", **wrong)
+
+
+def test_values_at_the_ends_of_their_ranges_are_taken_and_the_defaults_are_as_told() -> None:
+    assert len(espeak.say("hello", "en-us", rate_wpm=450)) < len(espeak.say("hello", "en-us", rate_wpm=80)) / 2
+    assert len(espeak.say("hello", "en-us", pitch=0, pitch_range=99, volume=5))
+    explicit = espeak.say(SENTENCE, "en-us", rate_wpm=160, pitch=50, pitch_range=50, volume=100, rate=16_000)
+    np.testing.assert_array_equal(espeak.say(SENTENCE, "en-us"), explicit)
 
 
 def test_a_rate_that_is_none_is_refused() -> None:

@@ -29,7 +29,7 @@ RATES_WPM = (80, 450)
 """Words per minute that espeak-ng takes."""
 PITCHES = (0, 99)
 """Of the pitch, and of its range (0 is monotone)."""
-VOLUMES = (1, 100)
+VOLUMES = (5, 100)
 LONGEST_TEXT = 5_000
 """In characters: about six minutes of speech."""
 _SYNCHRONOUS, _DO_NOT_EXIT, _UTF8, _CHARACTERS = 2, 0x8000, 1, 1

@@ -14,7 +14,6 @@ from ..errors import UsageError
 from ..hardware import check_threads
 from ..outputs import check_directory, new_directory
 from ..spec import AUDIO_IN, AUDIO_OUT
-from . import espeak
 from .native import write_jsonl
 from .recipe import LANGUAGE, Recipe
 from .recipe_files import parse_recipe, recipe_bytes
@@ -86,7 +85,6 @@ class _Writer:
         self.asks_aloud = bool(AUDIO_IN & set(recipe.tasks))
         self.answers_aloud = bool(AUDIO_OUT & set(recipe.tasks))
         self.answer_voice = fill(recipe.answer_voice.voice, {LANGUAGE: language})
-        espeak.check_voice(self.answer_voice)
 
     def record(self, plan: Plan, workers: int, progress: Progress) -> None:
         """Makes every recording, and the JSON Lines of every split."""

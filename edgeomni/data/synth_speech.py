@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -107,19 +108,25 @@ def recorded(jobs: Sequence[Job], workers: int) -> Iterator[int]:
 
 def _by_processes(jobs: Sequence[Job], workers: int) -> Iterator[None]:
     """Spawned processes, because a forked one would inherit threads and locks of this one."""
-
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"), initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn"))
     try:
-        yield from pool.map(record, jobs, chunksize=_AT_ONCE)
+        with _interrupts_held():
+            results = pool.map(record, jobs, chunksize=_AT_ONCE)
+        yield from results
     except BrokenProcessPool as exc:
         raise DataError(f"a worker process ended before its work ({exc}); try fewer workers") from exc
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal, and it is the parent's to end the work."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started here never see Ctrl-C, which reaches all of a terminal's; this one sees it after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def record(job: Job) -> None:
