@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from edgeomni import audio
-from edgeomni.arrays import F32
+from edgeomni.arrays import F32, I64
 from edgeomni.data.readers import DataSet, read_data
 from edgeomni.data.sample import Clip, Sample
 from edgeomni.errors import DataError
@@ -110,7 +110,7 @@ class TestWhatIsStored:
             if not before.audio:
                 assert after.mel is None
                 continue
-            heard = [clip.read(front.sample_rate) for clip in before.audio]
+            heard = [np.concatenate([clip.read(front.sample_rate) for clip in before.audio])]  # asked as one sound
             for samples, stored in zip(heard, windows(after), strict=True):
                 same_up_to_float16(stored, audio.log_mel(samples, front, 3000))
             assert isinstance(after.mel, StoredMel)
@@ -234,6 +234,21 @@ class TestBadSamples:
         codes = Sample("bad:2", text="x", answer="y", answer_codes=np.full((2, 7), 256))
         return [samples[0], bad[0], samples[1], bad[1], samples[2], codes, samples[3]]
 
+    @pytest.mark.parametrize(
+        ("codes", "words"),
+        [
+            (np.zeros((3, 6), np.int64), r"shape \(3, 6\).*7 ids"),
+            (np.zeros((0, 7), np.int64), r"shape \(0, 7\)"),
+            (np.zeros(7, np.int64), r"shape \(7,\)"),
+            (np.full((2, 7), -1), "from -1 to -1.*0 to 255"),
+            (np.full((2, 7), 256), "from 256 to 256.*0 to 255"),
+        ],
+    )
+    def test_codes_of_another_codec(self, tiny_model: Any, tmp_path: Path, codes: I64, words: str) -> None:
+        sample = Sample("t:1", text="x", answer="y", answer_codes=codes)
+        with pytest.raises(DataError, match=words):
+            one(tiny_model, tmp_path / "out", sample, max_bad=0)
+
     def test_they_are_told_and_the_others_stay(
         self, samples: list[Sample], tiny_model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -242,6 +257,7 @@ class TestBadSamples:
         assert [s.where for s in read] == [samples[i].where for i in (0, 2, 4, 6)]
         assert [read[i].where for i in range(4)] == [s.where for s in read]
         assert [bad.where for bad in read.manifest.left_out] == ["bad:0", "bad:1", "bad:2"]
+        assert "long.wav: lasts 30.0 s" in read.manifest.left_out[1].what
         assert [bad.what in caplog.text for bad in read.manifest.left_out] == [True] * 3
         alone = one(tiny_model, tmp_path / "alone", *(samples[i] for i in (0, 2, 4, 6)))
         for a, b in zip(read, alone, strict=True):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import soundfile
 
 from .. import audio as sound
@@ -65,6 +66,15 @@ class Clip:
         return SoundInfo(header.samplerate, header.channels, max(0.0, end - self.start_s))
 
 
+def check_fits(name: str, seconds: float, longest_s: float | None) -> None:
+    """Raises AudioError for a question of `seconds` that is longer than the encoder's window of `longest_s`."""
+    if longest_s is not None and seconds > longest_s:
+        raise AudioError(
+            f"{name}: lasts {seconds:.1f} s, and the encoder hears {longest_s:g} s at most; cut it into shorter "
+            "recordings"
+        )
+
+
 class PreparedMel(Protocol):
     """Log-mels that were computed before (train/prepared.py), read when they are asked for."""
 
@@ -100,6 +110,15 @@ class Sample:
     speaker: str = ""
     history: tuple[tuple[str, str], ...] = ()
     mel: PreparedMel | None = None
+
+    def sound(self, rate: int, longest_s: float | None = None) -> F32:
+        """The question as it is asked: its recordings one behind the other, samples [S] at `rate` Hz.
+
+        Raises AudioError where one cannot be read, and where they last longer than `longest_s` (an encoder's window).
+        """
+        samples = np.concatenate([clip.read(rate) for clip in self.audio])
+        check_fits(", ".join(clip.name for clip in self.audio), len(samples) / rate, longest_s)
+        return samples
 
     def tasks(self) -> tuple[Task, ...]:
         """The sample's own task, or all that its fields allow. Raises DataError for a task whose fields are missing."""

@@ -162,7 +162,7 @@ class _Examiner:
             return None
         if not sample.audio:
             raise DataError("it holds a prepared log-mel and no recording; evaluate the data it was prepared from")
-        return np.concatenate([clip.read(self.session.spec.front_end.sample_rate) for clip in sample.audio])
+        return sample.sound(self.session.spec.front_end.sample_rate)
 
     def _answer(self, task: Task, sample: Sample, question: F32 | None) -> tuple[str, F32, str, dict[str, float]]:
         """Text, sound [S], why it ended, timings."""

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .. import audio as sound
 from ..arrays import F32, I64
-from ..data.sample import Clip, Sample
-from ..errors import AudioError, CheckpointError, DataError, EdgeOmniError
+from ..data.sample import Sample, check_fits
+from ..errors import CheckpointError, DataError, EdgeOmniError
 from ..prompts import Prompt, from_texts
 from ..question import window_samples
 from ..spec import AUDIO_IN, AUDIO_OUT, TASKS, OmniSpec, Task
@@ -119,11 +119,9 @@ class Reader:
     def _estimated_features(self, sample: Sample) -> int:
         if sample.mel is not None:
             return sum(sample.mel.features)
-        rate = self.spec.front_end.sample_rate
-        lengths = [round(clip.info().seconds * rate) for clip in sample.audio]
-        for clip, samples in zip(sample.audio, lengths, strict=True):
-            self._check_window(clip.name, samples)
-        return sum(sound.feature_count(n, self.spec.front_end) for n in lengths)
+        front, seconds = self.spec.front_end, sum(clip.info().seconds for clip in sample.audio)
+        check_fits(", ".join(clip.name for clip in sample.audio), seconds, front.window_s)
+        return sound.feature_count(round(seconds * front.sample_rate), front)
 
     def _estimated_codes(self, sample: Sample) -> int:
         if sample.answer_codes is not None:
@@ -144,35 +142,24 @@ class Reader:
         return self._known[key]
 
     def _heard(self, sample: Sample, seed: int | None) -> list[Heard]:
+        """The question's sound, encoded as serving encodes it. `seed` None: without augmentation."""
         if sample.mel is not None:
             pairs = zip(sample.mel.windows(), sample.mel.features, strict=True)
             return [self._masked(mel, features, seed) for mel, features in pairs]
-        return [self._heard_clip(clip, None if seed is None else seed + i) for i, clip in enumerate(sample.audio)]
-
-    def _heard_clip(self, clip: Clip, seed: int | None) -> Heard:
         front = self.spec.front_end
-        samples = clip.read(front.sample_rate)
-        self._check_window(clip.name, len(samples))
+        samples = sample.sound(front.sample_rate, front.window_s)
         if self._augmenter is not None and seed is not None:
             longest = front.window_s * front.sample_rate  # slower speech may no longer fit
             samples = self._augmenter.samples(samples, front.sample_rate, seed, longest)
         window = window_samples(None, len(samples), self.spec)
         mel = sound.log_mel(samples, front, window // front.hop)
-        return self._masked(mel, sound.feature_count(len(samples), front), seed)
+        return [self._masked(mel, sound.feature_count(len(samples), front), seed)]
 
     def _masked(self, mel: F32, features: int, seed: int | None) -> Heard:
         features = min(features, mel.shape[1] // 2)
         if self._augmenter is not None and seed is not None:
             mel = self._augmenter.mel(mel, 2 * features, seed)
         return Heard(mel, features)
-
-    def _check_window(self, name: str, samples: int) -> None:
-        front = self.spec.front_end
-        if samples > front.window_s * front.sample_rate:
-            raise AudioError(
-                f"{name}: lasts {samples / front.sample_rate:.1f} s, and the encoder hears {front.window_s} s at most; "
-                "cut it into shorter recordings"
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +214,7 @@ class Collator:
         raise DataError(f"no sample of task {draw.task} can be used; `edgeomni data check` says why")
 
     def _seed_of(self, draw: Draw) -> int | None:
-        return None if self._seed is None else self._seed * 1_000_003 + draw.number * 8
+        return None if self._seed is None else self._seed * 1_000_003 + draw.number
 
 
 def collate(spec: OmniSpec, items: Sequence[Item]) -> dict[str, Any]:

@@ -104,22 +104,18 @@ class Preparer:
             return {**row, "mel": [], "features": [], "frames": [], "codes": None, "fault": _clean(what)}
 
     def _mels(self, sample: Sample) -> dict[str, list[Any]]:
-        """Columns of the question's recordings. Raises AudioError for one that cannot be used."""
-        front, columns = self.spec.front_end, dict[str, list[Any]](mel=[], features=[], frames=[])
-        for clip in sample.audio:
-            samples = clip.read(front.sample_rate)
-            longest = front.window_s * front.sample_rate
-            if len(samples) > longest:
-                seconds = len(samples) / front.sample_rate
-                raise AudioError(
-                    f"{clip.name}: lasts {seconds:.1f} s, and the encoder's window is {front.window_s} s; cut it"
-                )
-            frames = window_samples(None, len(samples), self.spec) // front.hop
-            mel = sound.log_mel(samples, front, frames)[:, : sound.mel_frames(len(samples), front)]
-            columns["mel"].append(mel.astype(np.float16).reshape(-1))
-            columns["features"].append(sound.feature_count(len(samples), front))
-            columns["frames"].append(frames)
-        return columns
+        """Columns of the question's sound. Raises AudioError where it cannot be used."""
+        if not sample.audio:
+            return {"mel": [], "features": [], "frames": []}
+        front = self.spec.front_end
+        samples = sample.sound(front.sample_rate, front.window_s)
+        frames = window_samples(None, len(samples), self.spec) // front.hop
+        mel = sound.log_mel(samples, front, frames)[:, : sound.mel_frames(len(samples), front)]
+        return {
+            "mel": [mel.astype(np.float16).reshape(-1)],
+            "features": [sound.feature_count(len(samples), front)],
+            "frames": [frames],
+        }
 
     def _codes(self, sample: Sample) -> I64 | None:
         """The answer's codec frames, flat. Raises AudioError and DataError for an answer that has none."""
@@ -128,10 +124,12 @@ class Preparer:
             codes = codec_frames(self.codec, codec, sample.answer_audio.read(codec.sample_rate))
         if codes is None:
             return None
-        if codes.ndim != 2 or codes.shape[1] != codec.streams or codes.min() < 0 or codes.max() >= codec.codebook_size:
+        if codes.ndim != 2 or codes.shape[1] != codec.streams or not codes.size:
+            raise DataError(f"answer_codes are of shape {codes.shape}; this codec has {codec.streams} ids per frame")
+        if codes.min() < 0 or codes.max() >= codec.codebook_size:
             raise DataError(
-                f"answer_codes of shape {codes.shape} from {codes.min()} to {codes.max()} are not of this checkpoint's "
-                f"codec, which has {codec.streams} ids per frame below {codec.codebook_size}"
+                f"answer_codes go from {codes.min()} to {codes.max()}; this codec has ids from 0 to "
+                f"{codec.codebook_size - 1}"
             )
         return codes.reshape(-1)
 
