@@ -11,6 +11,7 @@ from transformers import MimiModel
 
 from ..arrays import F32, I64
 from ..errors import AudioError
+from ..model.tensors import translated
 from ..spec import CodecSpec
 from ..tokens import codes_to_frames
 
@@ -23,14 +24,16 @@ def codec_frames(codec: nn.Module, spec: CodecSpec, samples: F32) -> I64:
     zeros.
 
     `codec`: SNAC (arXiv 2410.14411) or MimiModel (arXiv 2410.00037). SNAC with attention windows pads further, to
-    whole windows; what it adds is cut off. Raises AudioError where there are no samples.
+    whole windows; what it adds is cut off. Raises AudioError where there are no samples, and CheckpointError for a
+    codec whose encoder does not fit its quantizers.
     """
     if not len(samples):
         raise AudioError("there are no samples to encode; record again")
     frames = -(-len(samples) // spec.frame_samples)
     weight = next(codec.parameters())
     sound = torch.from_numpy(np.pad(samples, (0, frames * spec.frame_samples - len(samples))))[None, None].to(weight)
-    with torch.inference_mode():
+    message = "the codec of this checkpoint does not encode; train on data with answer_codes, or swap the codec"
+    with translated(message), torch.inference_mode():
         if isinstance(codec, MimiModel):
             levels = list(codec.encode(sound, num_quantizers=spec.streams).audio_codes[0])
         else:

@@ -119,6 +119,10 @@ class _Run:
         """Samples to learn from, and to validate on. Those for the text ability are read here too."""
         section, spec = self.config.data, self.omni.spec
         learn = read(section.train if data is None else data, "data.train", section, spec)
+        if self.config.init == "sft" and not section.text:
+            logger.warning(
+                "what the run forgets is not measured: name text questions and their answers in data.text (--text)"
+            )
         if section.text:
             self.text = read(section.text, "data.text", section, spec)
         if validation is None and not section.validation:
