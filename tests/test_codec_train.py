@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from codec_models import LAYOUTS, snac
-from codec_train_parts import SIZES, harmonic
+from codec_train_parts import SIZES, changed, harmonic
 from torch import nn
 
 from edgeomni.errors import TrainError
@@ -17,6 +17,7 @@ from edgeomni.train.codec_config import CollapseConfig, QuantizerConfig
 from edgeomni.train.codec_fast import faster
 from edgeomni.train.codec_init import initialise
 from edgeomni.train.codec_quantizer import Level, Quantizer
+from edgeomni.train.codec_step import Learner
 from edgeomni.train.codec_use import CodeUse, perplexity
 
 CODES, WIDTH, DECAY = 5, 3, 0.8
@@ -203,3 +204,26 @@ def test_a_collapse_is_one_that_lasts() -> None:
         for step in range(100, 110):
             use.see(poor, step)
             use.check(1, step, 20)
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    config = changed(optimizer={"steps": 100, "lr": 0.2, "warmup": 10, "flat": 0.5, "lr_end": 0.1})
+    learner = Learner(config, codec_files.build(SIZES))
+    assert [learner.rate(step) for step in (1, 5, 10, 30, 50)] == pytest.approx([0.02, 0.1, 0.2, 0.2, 0.2])
+    assert [learner.rate(step) for step in (75, 100)] == pytest.approx([0.2 * (0.1 + 0.9 / 2), 0.02])
+
+
+def test_decoder_only_learns_on_the_codes_of_whole_recordings() -> None:
+    learner = Learner(changed(start="a codec", decoder_only=True), codec_files.build(SIZES))
+    learner.quantizer.started = True
+    unit, margin = SIZES.unit, learner.margin
+    reach = (6 + 6 * (1 + 3 + 9) + 7) + 4 * (6 * (1 + 3 + 9) + 7) + 16 * 6
+    assert margin % unit == 0 and reach / 2 <= margin < reach / 2 + unit
+    recording = torch.from_numpy(harmonic(1.024, 3))[None, None]
+    whole = learner.codec.encode(recording)
+    start = margin + 5 * unit
+    part = recording[..., start - margin : start + 4 * unit + margin]
+    for ids, all_ids, stride in zip(learner.codec.encode(part), whole, SIZES.vq_strides, strict=True):
+        first, inner = start // SIZES.hop // stride, margin // SIZES.hop // stride
+        count = 4 * unit // SIZES.hop // stride
+        assert torch.equal(ids[0, inner : inner + count], all_ids[0, first : first + count])

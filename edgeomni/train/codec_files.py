@@ -74,8 +74,10 @@ def told_disk(folder: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         what = "the disk is full" if exc.errno in _DISK_FULL else f"cannot be written ({exc.strerror or exc})"
-        kept = f"the last state in {folder / STATE} is whole" if (folder / STATE).exists() else "nothing was saved yet"
-        raise TrainError(f"{folder}: {what}; {kept}: make room, and go on with --resume") from exc
+        whole = (folder / STATE).exists()
+        kept = f"the last state in {folder / STATE} is whole" if whole else "nothing was saved yet"
+        then = "go on with --resume" if whole else "begin again"
+        raise TrainError(f"{folder}: {what}; {kept}: make room, and {then}") from exc
 
 
 def digest(*modules: nn.Module) -> str:
