@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from training import ids_of, samples_in, small_model
 
 from edgeomni import audio as sound
 from edgeomni.data.sample import Sample
+from edgeomni.model import encoders
 from edgeomni.spec import TASKS, Task
 from edgeomni.text import Tokenizer
 from edgeomni.train.batching import Draw
 from edgeomni.train.codes import codec_frames
 from edgeomni.train.config import LossConfig
+from edgeomni.train.ctc import CtcHead, CtcVocabulary
 from edgeomni.train.dataset import BadSamples, Collator, Reader, Usable
 from edgeomni.train.trainable import TrainableOmni
 
@@ -157,3 +160,33 @@ def test_the_logits_as_trained_are_those_of_the_model(model: Any, tmp_path: Path
         ours, theirs = TrainableOmni(model, LossConfig()).logits(batch["ids"]), model(batch["ids"])
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_the_ctc_loss_is_a_mean_over_the_units_of_all_transcripts(tmp_path: Path) -> None:
+    """Three spoken samples, one of them without a transcript, beside a written one; the encoder is heard alone."""
+    model = small_model()
+    samples = samples_in(tmp_path, 4)
+    samples[1] = replace(samples[1], text="")
+    torch.manual_seed(0)
+    head = CtcHead(model.spec.encoder.width, CtcVocabulary.of([s.text for s in samples]))
+    tasks: list[Task] = ["asr", "at", "aa", "tt"]
+    batch = batch_of(model, samples, tasks)
+    trainable = TrainableOmni(model, LossConfig(ctc=0.7), head)
+    found = trainable(**batch)
+    total, units = 0.0, 0
+    for sample in (samples[0], samples[2]):
+        heard = sample.audio[0].read(16000)
+        with torch.no_grad():
+            mel = torch.from_numpy(sound.log_mel(heard, model.spec.front_end, 100))[None]
+            features = encoders.encode(model.encoder, mel)[:, : int(len(heard) / 16000 * 1000 / 20) + 1]
+            log_probs = head.linear(features).log_softmax(-1).transpose(0, 1)
+        ids = torch.tensor([[1 + head.vocabulary.entries.index(c) for c in sample.text]])
+        lengths = (torch.tensor([len(log_probs)]), torch.tensor([ids.shape[1]]))
+        total += float(torch.nn.functional.ctc_loss(log_probs, ids, *lengths, reduction="sum"))
+        units += ids.shape[1]
+    plain = TrainableOmni(model, LossConfig())(**batch)
+    assert float(found["loss"]) == pytest.approx(float(plain["loss"]) + 0.7 * total / units, rel=1e-5)
+    assert found["sums"][:, -1].sum(0).tolist() == pytest.approx([total, units], rel=1e-5)
+    assert found["sums"][TASKS.index("at"), -1].tolist() == [0, 0]
+    counted = trainable.count_labels(batch).tolist()
+    assert counted[-1] == units and counted == found["sums"][..., 1].sum(0).tolist()

@@ -134,10 +134,18 @@ class CtcHead(nn.Module):
 
 
 class CtcLoss(NamedTuple):
-    """`total`: sum of -log p(text) in nats. `units`: how many units the texts have together."""
+    """Row by row: `totals` float32 [B], -log p(text) in nats; `counts` float32 [B], how many units the text has."""
 
-    total: Tensor
-    units: int
+    totals: Tensor
+    counts: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.totals.sum()
+
+    @property
+    def units(self) -> int:
+        return int(self.counts.sum())
 
 
 def ctc_loss(head: CtcHead, features: Tensor, lengths: Sequence[int], texts: Sequence[str]) -> CtcLoss:
@@ -151,19 +159,22 @@ def ctc_loss(head: CtcHead, features: Tensor, lengths: Sequence[int], texts: Seq
     fits = [positions(ids) <= n for ids, n in zip(targets, lengths, strict=True)]
     head.note_too_long([text for text, fit in zip(texts, fits, strict=True) if not fit])
     rows = [row for row, ids in enumerate(targets) if ids and fits[row]]
+    nothing = torch.zeros(len(texts), device=features.device)
     if not rows:
-        return CtcLoss(head(features).float().sum() * 0.0, 0)
+        return CtcLoss(nothing + head(features).float().sum() * 0.0, nothing)
     chosen = [torch.tensor(targets[row]) for row in rows]
-    total = F.ctc_loss(
+    losses = F.ctc_loss(
         head(features[rows]).float().log_softmax(-1).transpose(0, 1),
         nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=BLANK).to(features.device),
         torch.tensor([lengths[row] for row in rows]),
         torch.tensor([len(ids) for ids in chosen]),
         blank=BLANK,
-        reduction="sum",
+        reduction="none",
         zero_infinity=True,
     )
-    return CtcLoss(total, sum(map(len, chosen)))
+    at = torch.tensor(rows, device=features.device)
+    counts = torch.tensor([float(len(ids)) for ids in chosen], device=features.device)
+    return CtcLoss(nothing.index_put((at,), losses), nothing.index_put((at,), counts))
 
 
 def positions(ids: Sequence[int]) -> int:

@@ -159,12 +159,12 @@ class TrainableOmni(nn.Module):
 
     def _ctc_sums(self, heard: Mapping[int, Tensor], transcripts: Sequence[str], rows: int) -> Tensor:
         """Encoder features [F, width] by row -> summed CTC losses and numbers of units, float32 [B, 2]."""
-        sums = [torch.zeros(2, device=self.body.norm.weight.device)] * rows
-        for row, features in heard.items():
-            if self.ctc is not None and transcripts[row]:
-                loss = ctc_loss(self.ctc, features[None], [len(features)], [transcripts[row]])
-                sums[row] = torch.stack([loss.total, torch.full_like(loss.total, loss.units)])
-        return torch.stack(sums)
+        sums = torch.zeros(rows, 2, device=self.body.norm.weight.device)
+        if self.ctc is None or not heard:
+            return sums
+        features = nn.utils.rnn.pad_sequence(list(heard.values()), batch_first=True)
+        loss = ctc_loss(self.ctc, features, [len(f) for f in heard.values()], [transcripts[row] for row in heard])
+        return sums.index_put((torch.tensor(list(heard), device=sums.device),), torch.stack(loss, dim=-1))
 
     def count_labels(self, batch: Mapping[str, Any]) -> Tensor:
         """Labels per stream of a batch (audio streams, text, units of the CTC head), float32 [K+2]."""
