@@ -36,7 +36,7 @@ from .ctc import CtcHead, CtcVocabulary
 from .curves import draw_curves
 from .dataset import BadSamples, Collator, Reader, Usable, usable
 from .follow import Follow, Patience
-from .loop import OmniTrainer, arguments
+from .loop import OmniTrainer, arguments, gather_weights
 from .material import Data, HeldOut, fingerprint, mix, read, split, trained_spec
 from .prepare import encode_codes
 from .progress import Progress
@@ -189,6 +189,7 @@ class _Run:
             trainer.train(resume_from_checkpoint=str(state) if state else None)
         finally:
             progress.stop()
+        gather_weights(wrapped)
         if first_process():
             save_adapter(wrapped, folder.adapter, self._origin())
 

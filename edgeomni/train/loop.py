@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
@@ -28,6 +29,7 @@ from .trainable import TrainableOmni
 
 WEIGHTS = "model.safetensors"
 GO_ON = "go on from the last saved state with a lower optimizer.lr or run.precision=fp32 (--resume)"
+FSDP_NEEDS = "run.fsdp is for several GPUs under torchrun; leave it out here"
 
 
 class Draws(Dataset):
@@ -53,6 +55,8 @@ class OmniTrainer(Trainer):
     ) -> None:
         # `evaluate` below goes through `held_out`; the data set only satisfies the Trainer's check
         super().__init__(model, args, eval_dataset=None if held_out is None else Draws(), callbacks=callbacks)
+        if args.fsdp and not self.is_fsdp_enabled:  # accelerate leaves it out on CPUs without a word
+            raise TrainError(FSDP_NEEDS)
         self.remove_callback(PrinterCallback)
         self._plan, self._collator, self._held_out = plan, collator, held_out
         self.loss_is_scaled_for_ga = True
@@ -117,11 +121,11 @@ class OmniTrainer(Trainer):
         """The loss over the held-out batches, normalized over all of them at once. Every process computes all."""
         if self._held_out is None:
             return {}
-        model = self._omni()
+        model = self._omni_or_peft()  # FSDP gathers the weights where its outermost module is called
         model.eval()
         sums = sum(model(**self._prepare_inputs(batch))["sums"] for batch in self._held_out)
         model.train()
-        total = model.weighted(sums[..., 0].sum(0), sums[..., 1].sum(0))
+        total = self._omni().weighted(sums[..., 0].sum(0), sums[..., 1].sum(0))
         metrics = {"eval_loss": float(total), **{f"eval_{k}": v for k, v in figures(sums).items()}}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -142,10 +146,7 @@ class OmniTrainer(Trainer):
         save_file(learning_state(self._omni_or_peft(), state_dict), os.path.join(output_dir, WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled and model is not None:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_learning_state(self._omni_or_peft(), Path(resume_from_checkpoint) / WEIGHTS)
-        return None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """A resumed run may have another learning rate or number of steps: what was saved of the old ones is undone."""
@@ -190,7 +191,18 @@ def load_learning_state(model: nn.Module, path: Path) -> None:
     if odd:
         raise TrainError(f"{path}: does not fit this run ({', '.join(sorted(odd)[:4])}); begin a new run")
     for name, parameter in named.items():
-        parameter.copy_(stored[name].to(parameter.device))
+        value = stored[name].to(parameter.device)
+        if isinstance(parameter, DTensor):  # under FSDP this process holds a part
+            value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+        parameter.copy_(value)
+
+
+def gather_weights(model: nn.Module) -> None:
+    """Makes whole parameters of those that FSDP spread over the processes; all of them must call this."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if isinstance(parameter, DTensor):
+                module._parameters[name] = nn.Parameter(parameter.full_tensor().cpu(), parameter.requires_grad)
 
 
 def figures(sums: Tensor) -> dict[str, float]:
@@ -206,9 +218,9 @@ def arguments(config: TrainConfig, states: Path, validates: bool, logs: Path) ->
     """Our configuration as transformers' arguments. `states`: where saved states go; `logs`: TensorBoard's folder."""
     run, optimizer = config.run, config.optimizer
     assert optimizer.lr is not None and optimizer.warmup is not None
+    if run.fsdp and processes() == 1:
+        raise TrainError(FSDP_NEEDS)
     cpu = run.device == "cpu" or not torch.cuda.is_available()
-    if run.fsdp and (cpu or processes() == 1):  # accelerate would leave it out without a word
-        raise TrainError("run.fsdp is for several GPUs under torchrun; leave it out here")
     if run.tensorboard:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(logs)
     return TrainingArguments(
