@@ -185,7 +185,7 @@ def test_the_ctc_loss_is_a_mean_over_the_units_of_all_transcripts(tmp_path: Path
         total += float(torch.nn.functional.ctc_loss(log_probs, ids, *lengths, reduction="sum"))
         units += ids.shape[1]
     plain = TrainableOmni(model, LossConfig())(**batch)
-    assert float(found["loss"]) == pytest.approx(float(plain["loss"]) + 0.7 * total / units, rel=1e-5)
+    assert found["loss"].item() == pytest.approx(plain["loss"].item() + 0.7 * total / units, rel=1e-5)
     assert found["sums"][:, -1].sum(0).tolist() == pytest.approx([total, units], rel=1e-5)
     assert found["sums"][TASKS.index("at"), -1].tolist() == [0, 0]
     counted = trainable.count_labels(batch).tolist()
