@@ -110,7 +110,7 @@ def test_limits_are_met_exactly(record: Record) -> None:
 
 
 @pytest.mark.parametrize("limits", [{"window_s": 0}, {"chars_per_s": -1}, {"chars_per_s": 0}, {"window_s": math.nan}])
-def test_impossible_limits_are_refused(record: Record, limits: dict[str, float]) -> None:
+def test_impossible_limits_are_refused(record: Record, limits: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="above 0"):
         checked(good(record), **limits)
 
