@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -150,7 +151,8 @@ class _Run:
         for step in range(self.done + 1, config.optimizer.steps + 1):
             torch.manual_seed(config.seed * 2**31 + step)
             self.learner.begin_codes(step, self._draw)
-            self.pending.append(self.learner.step(step, self._draw(config.optimizer.batch)))
+            with _told_torch(step):
+                self.pending.append(self.learner.step(step, self._draw(config.optimizer.batch)))
             self.done = step
             record = self._record(step)
             if "loss" in record:
@@ -207,6 +209,19 @@ class _Run:
                 f"{self.folder}: encoder or codebooks moved although decoder_only was asked; this is an error of "
                 "EdgeOmni: report it, and do not use this codec with codes that were made before"
             )
+
+
+@contextmanager
+def _told_torch(step: int) -> Iterator[None]:
+    """What torch raises in a step, which is mostly memory that ran out or a compiler that fails, as a TrainError."""
+    try:
+        yield
+    except RuntimeError as exc:
+        reason = (str(exc).splitlines() or [""])[0]
+        raise TrainError(
+            f"step {step}: torch stopped ({type(exc).__name__}: {reason}). Where memory ran out, take a smaller "
+            "optimizer.batch or data.segment; where run.compile is true, try it without"
+        ) from exc
 
 
 def _device(config: CodecTrainConfig) -> str:
