@@ -67,7 +67,7 @@ def test_a_configuration_without_a_terminal(place: Path, tmp_path: Path) -> None
     assert [line["step"] for line in figures_in(tmp_path / "run")] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("stage", ["1", "2", "end-to-end"])
+@pytest.mark.parametrize("stage", ["1", "end-to-end"])
 def test_without_a_file(place: Path, tmp_path: Path, stage: str) -> None:
     given = ("--data", place / "data" / "train.jsonl", "--steps", 2, "--batch", 3, "--seed", 7)
     done = edgeomni("train", place / "ckpt", "--stage", stage, *given, "-o", tmp_path / "run", *FAST)

@@ -27,6 +27,7 @@ title = "numbers"
 number = ["zero", "one", "two", "three", "four", "five"]
 [question_voice]
 voices = ["{language}", "{language}+f2", "{language}+m3"]
+unseen = ["{language}+m3"]
 [[topics]]
 name = "sum"
 each = { a = "number", b = "number" }
@@ -36,6 +37,9 @@ questions = ["what is {a} plus {b}"]
 answer = "{c}"
 [splits.train]
 samples = 60
+[splits.test]
+samples = 4
+new = ["voices"]
 """
 FILES = {"config.toml", "log.jsonl", "curves.png", "states", "checkpoint", "data.json"}
 LONGER = {"steps": 20, "batch": 8, "lr": 5e-3}
@@ -66,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def config_of(checkpoint: Path, data: Path, stage: Any) -> TrainConfig:
-    text = {"text": [str(data)]} if stage == "2" else {}
+    text = {"text": [str(data.with_name("test.jsonl"))]} if stage == "2" else {}
     found: TrainConfig = small_config(
         stage=stage,
         checkpoint=str(checkpoint),
@@ -117,7 +121,7 @@ def test_a_run_holds_all_its_files(runs: dict[str, Path]) -> None:
     assert {p.name for p in runs["3"].iterdir()} == FILES | {"adapter"}
     assert (runs["1"] / "curves.png").read_bytes().startswith(b"\x89PNG")
     ability = json.loads((runs["2"] / "evaluation.json").read_text())
-    assert set(ability) == {"before", "after"} and ability["after"]["samples"] == 60
+    assert set(ability) == {"before", "after"} and ability["after"]["samples"] == 4
     assert {p.name for p in (runs["3"] / "adapter").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
 
 
