@@ -117,18 +117,18 @@ class _Run:
 
     def samples(self, data: Data | None, validation: Data | None) -> tuple[list[Sample], list[Sample]]:
         """Samples to learn from, and to validate on. Those for the text ability are read here too."""
-        section, spec = self.config.data, self.omni.spec
-        learn = read(section.train if data is None else data, "data.train", section, spec)
+        section, omni = self.config.data, self.omni
+        learn = read(section.train if data is None else data, "data.train", section, omni)
         if self.config.init == "sft" and not section.text:
             logger.warning(
                 "what the run forgets is not measured: name text questions and their answers in data.text (--text)"
             )
         if section.text:
-            self.text = read(section.text, "data.text", section, spec)
+            self.text = read(section.text, "data.text", section, omni)
         if validation is None and not section.validation:
             return split(learn, section.validation_share, self.config.seed)
         held = section.validation if validation is None else validation
-        return learn, read(held, "data.validation", section, spec)
+        return learn, read(held, "data.validation", section, omni)
 
     def train(
         self, learn: list[Sample], held: list[Sample], asked: dict[str, float], show: Callable[[Table], None]

@@ -15,8 +15,10 @@ import numpy as np
 from ..data.readers import read_data
 from ..data.sample import Sample
 from ..errors import DataError, TrainError
+from ..model.omni import OmniModel
 from ..spec import TASKS, OmniSpec, Task
 from .batching import Draw
+from .codes import codec_digest
 from .config import DataConfig, TrainConfig
 from .dataset import Collator, Usable
 from .prepared import is_prepared, read_prepared
@@ -28,8 +30,11 @@ Data = Sequence[Sample] | Location | Sequence[Location]
 """Samples, or where they lie: what edgeomni.data.readers reads, or what `edgeomni data prepare` wrote."""
 
 
-def read(data: Data, what: str, section: DataConfig, spec: OmniSpec) -> list[Sample]:
-    """The samples of `data`; `what` is what messages call it. Raises DataError; TrainError where it names nothing."""
+def read(data: Data, what: str, section: DataConfig, model: OmniModel) -> list[Sample]:
+    """The samples of `data`, for that model; `what` is what messages call it.
+
+    Raises DataError for data that cannot be used, TrainError where `data` names nothing.
+    """
     sources: list[Any] = [data] if isinstance(data, (str, os.PathLike)) else list(data)
     if not sources:
         raise TrainError(f"{what} names no data; give --data, or set it in the configuration")
@@ -38,7 +43,7 @@ def read(data: Data, what: str, section: DataConfig, spec: OmniSpec) -> list[Sam
         if isinstance(source, Sample):
             found.append(source)
         elif is_prepared(Path(source)):
-            found += read_prepared(Path(source), spec)
+            found += read_prepared(Path(source), model.spec, codec_digest(model.codec))
         else:
             found += read_data(source, section.format, max_bad=section.max_bad).samples
     return found

@@ -103,20 +103,22 @@ class TrainableOmni(nn.Module):
     ) -> tuple[list[tuple[Tensor, int, int]], dict[int, Tensor]]:
         """Adapter features (values [F, D], row, start) of each recording; encoder features [F, width] by row, for CTC.
 
-        The encoder computes without gradients where it is frozen.
+        The encoder computes without gradients where it is frozen, the adapter on what is wanted of a window alone.
         """
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
-        features: list[tuple[Tensor, int, int]] = []
+        raw: list[Tensor] = []
+        places: list[tuple[int, int]] = []
         heard: dict[int, Tensor] = {}
         for group in mels:
             with torch.set_grad_enabled(learns):
-                raw = encoders.encode(self.encoder, group["mel"])
-            adapted = self.adapter(raw)
-            places = zip(group["row"].tolist(), group["start"].tolist(), group["count"].tolist(), strict=True)
-            for i, (row, start, count) in enumerate(places):
-                features.append((adapted[i, :count], row, start))
-                heard[row] = torch.cat([heard[row], raw[i, :count]]) if row in heard else raw[i, :count]
-        return features, heard
+                windows = encoders.encode(self.encoder, group["mel"])
+            numbers = zip(group["row"].tolist(), group["start"].tolist(), group["count"].tolist(), strict=True)
+            for window, (row, start, count) in zip(windows, numbers, strict=True):
+                raw.append(window[:count])
+                places.append((row, start))
+                heard[row] = torch.cat([heard[row], raw[-1]]) if row in heard else raw[-1]
+        adapted = self.adapter(torch.cat(raw)).split([len(r) for r in raw]) if raw else ()
+        return [(values, row, start) for values, (row, start) in zip(adapted, places, strict=True)], heard
 
     def _embed(self, ids: Tensor, features: Sequence[tuple[Tensor, int, int]]) -> Tensor:
         """ids [B, K+1, T] -> [B, T, D]: OmniModel.embed with segments that differ by row."""
