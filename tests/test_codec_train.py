@@ -227,3 +227,46 @@ def test_decoder_only_learns_on_the_codes_of_whole_recordings() -> None:
         first, inner = start // SIZES.hop // stride, margin // SIZES.hop // stride
         count = 4 * unit // SIZES.hop // stride
         assert torch.equal(ids[0, inner : inner + count], all_ids[0, first : first + count])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_start_of_all_levels_one_after_the_other(own: bool) -> None:
+    torch.manual_seed(0)
+    codec = codec_files.build(SIZES)
+    quantizer = Quantizer(codec, QuantizerConfig(revive=3))
+    z = torch.randn(12, codec.latent_dim, 8)
+    tables = [q.codebook.weight.detach().clone() for q in codec.quantizer.quantizers]
+    quantizer.start(z, 0.25, own=own)
+    after = [q.codebook.weight.detach() for q in codec.quantizer.quantizers]
+    assert [torch.equal(a, b) for a, b in zip(tables, after, strict=True)] == [own, own]
+    assert [level.counts.sum().item() for level in quantizer.levels] == pytest.approx([12 * 4 / 4, 12 * 8 / 4])
+    with torch.no_grad():
+        _, ids, commitment = quantizer(z)
+        left, expected = z, 0.0
+        for one, chosen in zip(quantizer.levels, ids, strict=True):
+            unit = one.latents(left)
+            code = nn.functional.normalize(one.module.codebook(chosen), dim=-1).transpose(1, 2)
+            expected += (2 - 2 * (unit * code).sum(dim=1)).mean().item()  # of unit vectors, by their angle
+            best = (unit.transpose(1, 2) @ one.directions.t()).max(dim=-1).values
+            torch.testing.assert_close((unit * code).sum(dim=1), best)
+            left = left - one.expand(one.module.codebook(chosen).transpose(1, 2))
+            used, share = chosen.unique(), torch.bincount(chosen.reshape(-1), minlength=16) / chosen.numel()
+            torch.testing.assert_close(one.counts[used] / one.counts.sum(), share[used], atol=0.02, rtol=0)
+    assert commitment.item() == pytest.approx(expected, rel=1e-4)
+    assert own or expected < 0.9  # k-means fits; the package's random codes are further away
+
+
+def test_only_learning_moves_codes_and_only_revival_those_unused() -> None:
+    torch.manual_seed(0)
+    codec = codec_files.build(SIZES)
+    quantizer = Quantizer(codec, QuantizerConfig(revive=16, revive_below=1.0))
+    z = torch.randn(12, codec.latent_dim, 8)
+    quantizer.start(z, 1 / 12, own=True)
+    with torch.no_grad():
+        for learn, revive in ((False, True), (True, False), (True, True)):
+            before = [level.directions for level in quantizer.levels]
+            _, ids, _ = quantizer(z[:1], learn=learn, revive=revive)
+            for level, old, chosen in zip(quantizer.levels, before, ids, strict=True):
+                moved = set(((level.directions - old).abs().amax(dim=1) > 1e-5).nonzero()[:, 0].tolist())
+                unused = moved - set(chosen.reshape(-1).tolist())
+                assert bool(moved) == learn and bool(unused) == (learn and revive)
