@@ -17,13 +17,10 @@ from edgeomni.train.config import (
     OptimizerConfig,
     RunConfig,
     TrainConfig,
-    differences,
-    from_changes,
-    read_config,
     resolved,
     stage_tasks,
-    to_toml,
 )
+from edgeomni.train.config_file import differences, from_changes, read_config, to_toml
 from edgeomni.train.stages import modes_of
 
 
@@ -84,6 +81,7 @@ def test_changes_win_and_are_taken_as_toml_or_as_text(tmp_path: Path) -> None:
         ("[augment]\nspeed = [1.2, 0.8]", "augment.speed"),
         ("[chat]\nsystem_format = 'x'", "chat.system_format"),
         ("[peft]\nrank = 0", "peft.rank is 0"),
+        ("[optimizer]\nwarmup = 1.5", "optimizer.warmup is 1.5, and is a share of the steps"),
         ("stage = ", "not valid TOML"),
     ],
 )

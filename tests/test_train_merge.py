@@ -136,7 +136,8 @@ def test_a_part_that_learns_whole_beside_lora_is_what_computes(part: str, tmp_pa
     """peft trains a copy of it. The copy has to be what the loss goes through, and what is kept."""
     model = small_model(tts_layers=1)
     lora = "encoder" if part == "body" else "body"
-    modes = modes_of(TrainConfig(stage="3", learn=LearnConfig(**{part: "train", lora: "lora"})))
+    learn: dict[str, Any] = {part: "train", lora: "lora"}
+    modes = modes_of(TrainConfig(stage="3", learn=LearnConfig(**learn)))
     wrapped = prepared(TrainableOmni(model, LossConfig()), modes, PeftConfig(rank=2))
     layer = {"encoder": "layers.0.fc1", "body": "layers.0.mlp.up_proj", "tts": "layers.0.mlp.up_proj"}[part]
     kept = f"{part}.modules_to_save.default.{layer}.weight"

@@ -15,6 +15,7 @@ from training import figures_in, samples_in, small_config, small_model
 
 from edgeomni.data.sample import Sample
 from edgeomni.errors import TrainError
+from edgeomni.spec import Task
 from edgeomni.text import Tokenizer
 from edgeomni.train import fit
 from edgeomni.train.batching import Batch, BatchPlan, Draw
@@ -72,7 +73,7 @@ class Fixed(BatchPlan):
 
 def test_accumulated_batches_equal_one_large_one(samples: list[Sample], tmp_path: Path) -> None:
     """Batches of unlike lengths and tasks, so that a mean of means would be another loss."""
-    tasks = ("aa", "tt", "ta", "asr", "at", "aa", "tt", "ta")
+    tasks: tuple[Task, ...] = ("aa", "tt", "ta", "asr", "at", "aa", "tt", "ta")
     draws = [Draw(i % 6, task, i) for i, task in enumerate(tasks)]
     large = steps_over([draws[:4], draws[4:]], samples, 1, tmp_path)
     small = steps_over([draws[:1], draws[1:4], draws[4:7], draws[7:]], samples, 2, tmp_path)
@@ -116,7 +117,7 @@ def collator_of(model: Any, samples: list[Sample]) -> tuple[Collator, Any]:
     return Collator(data, reader, BadSamples(0)), data
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, list[float]] = {
     "constant": [1, 1, 1, 1, 1, 1, 1, 1],
     "constant_with_warmup": [0, 1 / 2, 1, 1, 1, 1, 1, 1],
     "linear": [0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6],
@@ -160,7 +161,8 @@ def test_the_validation_loss_is_that_of_all_held_out_samples_at_once(samples: li
     model, streams = trained.model, trained.model.spec.layout.streams
     collator, _ = collator_of(model, samples)
     totals, counts = np.zeros(streams + 1), np.zeros(streams + 1)
-    for index, task in ((i, task) for i in (3, 4, 5) for task in ("aa", "asr")):
+    spoken: tuple[Task, ...] = ("aa", "asr")
+    for index, task in ((i, task) for i in (3, 4, 5) for task in spoken):
         batch = collator([Draw(index, task, 0)])
         features = []
         for group in batch["mels"]:
@@ -207,4 +209,4 @@ def test_no_batch_holds_more_frames_than_allowed(samples: list[Sample]) -> None:
 
 
 def frames_of_steps(log: list[dict[str, Any]]) -> list[int]:
-    return np.diff([0, *(line["frames"] for line in log)]).tolist()
+    return [int(n) for n in np.diff([0, *(line["frames"] for line in log)])]

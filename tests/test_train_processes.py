@@ -14,7 +14,7 @@ from training import data_in, figures_in, small_config, small_model
 
 from edgeomni.errors import TrainError
 from edgeomni.train import fit
-from edgeomni.train.config import to_toml
+from edgeomni.train.config_file import to_toml
 
 
 @pytest.fixture(scope="module")

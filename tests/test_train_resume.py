@@ -15,7 +15,7 @@ from training import data_in, figures_in, small_config, small_model, weights_in
 
 from edgeomni.errors import EdgeOmniError, TrainError, UsageError
 from edgeomni.train import fit
-from edgeomni.train.config import to_toml
+from edgeomni.train.config_file import to_toml
 
 AUGMENT = {"speed_chance": 0.5, "noise_chance": 0.5, "volume_chance": 0.5, "mel_chance": 0.5}
 
@@ -118,7 +118,10 @@ def test_another_learning_rate_and_schedule_length_take_effect(place: Path, tmp_
 
 def test_patience_counts_validations_from_before_the_interruption(place: Path, tmp_path: Path) -> None:
     """A rate this high makes the validation worse from some step on, and the run ends before its time."""
-    worse = {"optimizer": {"lr": 0.5, "steps": 40}, "run": {"validate_every": 1, "save_every": 1, "patience": 3}}
+    worse: dict[str, Any] = {
+        "optimizer": {"lr": 0.5, "steps": 40},
+        "run": {"validate_every": 1, "save_every": 1, "patience": 3},
+    }
     train(place, tmp_path / "run", data={"validation_share": 0.4}, **worse)
     last = figures_in(tmp_path / "run")[-1]["step"]
     assert last < 40

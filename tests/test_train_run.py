@@ -18,7 +18,7 @@ from edgeomni.gate.judge import GateOptions
 from edgeomni.model import checkpoints
 from edgeomni.spec import EncoderSpec
 from edgeomni.train import TrainConfig, fit
-from edgeomni.train.config import read_config
+from edgeomni.train.config_file import read_config
 from edgeomni.turn import TurnEnd
 
 RECIPE = """

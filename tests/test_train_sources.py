@@ -37,7 +37,7 @@ def answer(source: Path) -> list[int]:
     with Session.open(source) as session:
         end = list(session.respond("tt", text="one plus two", sampling=Sampling(greedy=True), max_length=20))[-1]
     assert isinstance(end, TurnEnd)
-    return end.tokens[-1].tolist()
+    return [int(token) for token in end.tokens[-1]]
 
 
 def test_a_run_loads_and_answers_as_its_checkpoint(run: Path) -> None:

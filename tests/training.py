@@ -120,7 +120,7 @@ def data_in(folder: Path, count: int = 4) -> Path:
 
 def small_config(**sections: Any) -> Any:
     """A TrainConfig of 8 logged steps with states after every second one; `sections` may hold plain tables."""
-    from edgeomni.train.config import from_changes
+    from edgeomni.train.config_file import from_changes
 
     tables: dict[str, Any] = {
         "peft": {"rank": 4, "dropout": 0.1},

@@ -62,7 +62,7 @@ def _config(
     source: str | None, output: str, resume: bool, changes: tuple[str, ...], given: dict[str, Any]
 ) -> TrainConfig:
     """CONFIG.toml, a checkpoint with options, or what the run that goes on was told; --set and options on top."""
-    from ..train.config import from_changes, read_config, set_key
+    from ..train.config_file import from_changes, read_config, set_key
     from ..train.run import RunFolder, is_run, stored_config
 
     words = _as_changes(given)

@@ -51,7 +51,7 @@ def train_codec_(source: str | None, output: str, resume: bool, **given: Any) ->
     edgeomni train-codec ckpt --data train.jsonl --use answers --decoder-only --steps 1500 -o run
     edgeomni train-codec --resume -o run
     """
-    from ..train import codec_config, codec_data, codec_fit, config
+    from ..train import codec_config, codec_data, codec_fit, config_file
 
     codec_fit.check_run(output, resume)
     settings, file = _settings(source, **given), source if _is_config(source) else None
@@ -60,7 +60,7 @@ def train_codec_(source: str | None, output: str, resume: bool, **given: Any) ->
     else:
         data = codec_config.read_config(Path(file)) if file else {}
         for setting in settings:
-            config.set_key(data, setting)
+            config_file.set_key(data, setting)
         fitted = codec_config.to_config(data, file or "the options")
     if not fitted.data.train:
         raise UsageError("no data: give --data DATA, or data.train in the configuration")

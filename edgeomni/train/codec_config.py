@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from ..errors import TrainError
 from ..schema import Source, parse_toml, read_bytes, typed
-from .config import to_toml
+from .config_file import to_toml
 
 Count = Annotated[int, Meta(ge=1, le=1 << 24)]
 CountOrNone = Annotated[int, Meta(ge=0, le=1 << 24)]
@@ -262,8 +262,7 @@ def written(config: CodecTrainConfig) -> str:
     """The configuration as TOML that `read_config` and `to_config` read back, its relative paths made absolute."""
     train = [os.path.abspath(path) for path in config.data.train]
     start = os.path.abspath(config.start) if os.path.exists(config.start) else config.start
-    whole: Any = dataclasses.replace(config, start=start, data=dataclasses.replace(config.data, train=train))
-    return to_toml(whole)
+    return to_toml(dataclasses.replace(config, start=start, data=dataclasses.replace(config.data, train=train)))
 
 
 def _source(where: str) -> Source:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from .codec_fast import faster
 from .codec_init import initialise
 from .codec_log import Record
 from .codec_step import Learner
-from .config import differences, set_key
+from .config_file import differences, set_key
 
 CODEC, CONFIG = "codec", "config.toml"
 _MAY_CHANGE = ("optimizer.", "run.", "loss.", "collapse.", "data.max_bad", "adversarial.from_step", "adversarial.lr")
@@ -72,7 +72,7 @@ def resumed(out: str | os.PathLike[str], given: str | None, changes: Sequence[st
     after = to_config(data, given or str(path))
     if not after.scratch:
         after = dataclasses.replace(after, codec=before.codec)  # its sizes are those of the codec that it started from
-    changed = differences(cast(Any, before), cast(Any, after))
+    changed = differences(before, after)
     if refused := [key for key in changed if not key.startswith(_MAY_CHANGE)]:
         raise UsageError(
             f"{path.parent}: a resumed run cannot have another {', '.join(refused)}; leave that out, or begin a new run"

@@ -31,7 +31,8 @@ from . import run_log
 from .adapters import ctc_head_of, merged, prepared, save_adapter, trainable_numbers
 from .augment import Augmenter
 from .batching import BatchPlan
-from .config import TrainConfig, absolute, resolved
+from .config import TrainConfig, resolved
+from .config_file import absolute
 from .ctc import CtcHead, CtcVocabulary
 from .curves import draw_curves
 from .dataset import BadSamples, Collator, Reader, Usable, usable

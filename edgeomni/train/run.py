@@ -20,7 +20,8 @@ from typing import Any
 
 from ..errors import TrainError, UsageError
 from ..outputs import named, write_file
-from .config import TrainConfig, differences, read_config, to_toml
+from .config import TrainConfig
+from .config_file import differences, read_config, to_toml
 from .states import last_whole_state
 
 _MAY_CHANGE = ("optimizer.steps", "optimizer.lr", "run.", "data.workers", "data.max_bad")
