@@ -3,9 +3,9 @@
     python benchmarks/training.py [--steps 20] [--precision fp32|bf16] [--real]
 
 Nano: 16 sequences of 120 positions, a Qwen2 body of 6 layers of width 256, a text head of 512 rows and seven audio
-heads of 1088. The baseline is transformers' own Trainer with Qwen2ForCausalLM of the same body and a head of as many rows,
-on the same number of positions with the same labels in number: what our streams, tasks and logging cost beyond it is
-the overhead. Both run in this process, in turn, after warm-up steps. `--real` adds one step of stage 3 with LoRA and
+heads of 1088. The baseline is transformers' own Trainer with Qwen2ForCausalLM of the same body and a head of as many
+rows, on the same number of positions with the same labels in number: what our streams, tasks and logging cost beyond it
+is the overhead. Both run in this process, in turn, after warm-up steps. `--real` adds one step of stage 3 with LoRA and
 gradient checkpointing at the real size, in a process of its own whose peak memory is told.
 
 The last line is one JSON object.

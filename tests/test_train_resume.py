@@ -118,10 +118,8 @@ def test_another_learning_rate_and_schedule_length_take_effect(place: Path, tmp_
 
 def test_patience_counts_validations_from_before_the_interruption(place: Path, tmp_path: Path) -> None:
     """A rate this high makes the validation worse from some step on, and the run ends before its time."""
-    worse: dict[str, Any] = {
-        "optimizer": {"lr": 0.5, "steps": 40},
-        "run": {"validate_every": 1, "save_every": 1, "patience": 3},
-    }
+    run = {"validate_every": 1, "save_every": 1, "patience": 3}
+    worse: dict[str, Any] = {"optimizer": {"lr": 0.5, "steps": 40}, "run": run}
     train(place, tmp_path / "run", data={"validation_share": 0.4}, **worse)
     last = figures_in(tmp_path / "run")[-1]["step"]
     assert last < 40
