@@ -19,9 +19,9 @@ from training import WORDS, data_in, small_model, tokenizer_json
 
 from edgeomni.chat import ChatSpec
 from edgeomni.cli import main
-from edgeomni.data.native import read_native
+from edgeomni.data.readers import read_data
 from edgeomni.data.recipe_files import parse_recipe
-from edgeomni.errors import CheckpointError
+from edgeomni.errors import CheckpointError, TrainError
 from edgeomni.model import checkpoints
 from edgeomni.prompts import system_ids
 from edgeomni.schema import Source, parse_toml
@@ -63,7 +63,8 @@ QUICK = ["optimizer.steps=2", "optimizer.batch=3", "run.log_every=1", "run.save_
 
 
 def blocks(kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```", DOCUMENT, re.M | re.S)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", DOCUMENT, re.M | re.S)
+    return [text for found, text in fenced if found == kind]
 
 
 def rows(heading: str) -> Iterator[list[str]]:
@@ -92,7 +93,7 @@ def test_every_key_is_in_its_table_with_its_default(heading: str) -> None:
     for keys, defaults, _ in list(rows(heading))[1:]:
         named, values = quoted(keys), quoted(defaults)
         assert values == [] or len(values) == len(named), keys
-        told |= dict(zip(named, values or [None] * len(named), strict=True))
+        told |= dict(zip(named, values, strict=True)) if values else dict.fromkeys(named)
     known = {f.name: default_of(f) for f in fields(SECTIONS[heading])}
     if heading == "Top level":
         known = {name: value for name, value in known.items() if name not in TABLES}
@@ -101,7 +102,7 @@ def test_every_key_is_in_its_table_with_its_default(heading: str) -> None:
         if text is None:  # said in words: what the stage decides, and ChatML, which does not fit into a table's cell
             assert known[name] is None or name == "system_format"
         else:
-            read = parse_toml(f"value = {text}".encode(), Source(name, ValueError, ""))["value"]
+            read = parse_toml(f"value = {text}".encode(), Source(name, TrainError, ""))["value"]
             value = known[name]
             assert read == (list(value) if isinstance(value, tuple) else value)
             assert isinstance(read, (bool, str)) == isinstance(value, (bool, str))
@@ -148,7 +149,7 @@ def test_the_toml_blocks_are_read(tmp_path: Path) -> None:
 def test_the_json_lines_are_read_and_serve_what_is_said(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text("".join(blocks("json")))
-    language, at, aa = list(read_native(path))
+    language, at, aa = read_data(path).samples
     assert set(language.tasks()) == set(TASKS)
     assert (at.tasks(), aa.tasks()) == (("at",), ("aa",))
     assert at.system == aa.system == "Translate what you hear into Spanish."
