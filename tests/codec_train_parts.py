@@ -73,4 +73,4 @@ def changed(config: CodecTrainConfig = CONFIG, **sections: Any) -> CodecTrainCon
 def logged(run: Path) -> list[dict[str, Any]]:
     """The run's log without what differs from run to run: the time."""
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k != "audio_s_per_s"} for record in records]
+    return [{k: v for k, v in record.items() if k not in ("audio_s_per_s", "seconds")} for record in records]

@@ -19,7 +19,6 @@ from edgeomni.schema import Source, parse_toml
 from edgeomni.train.codec_config import CodecSizes, CodecTrainConfig, read_config, to_config, written
 from edgeomni.train.codec_data import Waves, clips_in, clips_of, read_waves, split
 from edgeomni.train.codec_fit import fit_codec, resumed
-from edgeomni.train.codec_log import read_log
 
 TINY = """
 [codec]
@@ -233,11 +232,6 @@ def test_what_a_resumed_run_may_change(told: Path) -> None:
             resumed(run, None, [change])
     with pytest.raises(UsageError, match="another .*data.train"):
         resumed(run, str(told / "tiny.toml"), [])
-
-
-def test_a_half_written_line_of_the_log_is_passed_over(told: Path) -> None:
-    (told / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert read_log(told) == [{"step": 1}, {"step": 2}]
 
 
 def test_cuda_that_is_not_there(told: Path) -> None:

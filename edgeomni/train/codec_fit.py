@@ -23,16 +23,16 @@ from torch import nn
 from ..data.sample import Clip
 from ..errors import TrainError, UsageError
 from ..outputs import named, write_file
-from . import codec_files, codec_log
+from . import codec_files, run_log
 from .codec_config import CodecTrainConfig, read_config, to_config, written
+from .codec_curves import Record, draw
 from .codec_data import Waves, read_waves, split
 from .codec_fast import faster
 from .codec_init import initialise
-from .codec_log import Record
 from .codec_step import Learner
 from .config_file import differences, set_key
 
-CODEC, CONFIG = "codec", "config.toml"
+CODEC, CONFIG, LOG, CURVES = "codec", "config.toml", "log.jsonl", "curves.png"
 _MAY_CHANGE = ("optimizer.", "run.", "loss.", "collapse.", "data.max_bad", "adversarial.from_step", "adversarial.lr")
 """Keys that may be other when a run is resumed; batch and losses then count from there on."""
 _MOST_HELD_OUT = 64
@@ -123,6 +123,7 @@ def fit_codec(
 class _Run:
     def __init__(self, config: CodecTrainConfig, waves: Waves, folder: Path, state: Any) -> None:
         self.config, self.waves, self.folder = config, waves, folder
+        self.log = run_log.RunLog(folder / LOG)
         torch.manual_seed(config.seed)
         self.codec: nn.Module = codec_files.build(config.codec, state).to(_device(config))
         self.learnt, held = split(waves, config.data.held_out_s, config.seed)
@@ -142,8 +143,8 @@ class _Run:
         else:
             self.learner.restore(saved["learner"])
             self.done, self.pending, self.frozen = saved["step"], saved["pending"], saved["frozen"]
-        codec_log.cut_after(self.folder, self.done)
-        for record in codec_log.read_log(self.folder):
+        self.log.trim(self.done)
+        for record in run_log.read(self.log.path) if self.log.path.exists() else ():
             self.last |= record
 
     def go(self, on_step: Callable[[int, Record], None]) -> None:
@@ -161,7 +162,7 @@ class _Run:
                 record["audio_s_per_s"] = round(heard / max(took, 1e-9), 3)
             if record:
                 self.last |= record
-                codec_log.append(self.folder, record)
+                self.log.write(record)
             if step % config.run.save_every == 0 or step == config.optimizer.steps:
                 self._save()
             on_step(step, record)
@@ -199,7 +200,7 @@ class _Run:
         codec_files.write_state(state, self.folder)
         if self.learner.began is not None:
             codec_files.write_codec(self.codec, self.config.codec, self.folder / CODEC)
-        codec_log.draw(self.folder)
+        draw(run_log.read(self.log.path), self.folder / CURVES)
 
     def _check_frozen(self) -> None:
         """With decoder_only, encoder, projections and codebooks must be bit for bit what they were."""
