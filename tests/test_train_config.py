@@ -158,9 +158,9 @@ def test_after_sft_a_fifth_of_the_mix_is_text_at_least() -> None:
 
 def test_the_ctc_stage_has_its_loss() -> None:
     config = TrainConfig(stage="ctc")
-    assert resolved(config, modes_of(config)).loss.ctc == 1.0
-    given = TrainConfig(stage="ctc", loss=LossConfig(ctc=0.2))
-    assert resolved(given, modes_of(given)).loss.ctc == 0.2
+    assert resolved(config, modes_of(config)).loss == LossConfig(text=0.0, audio=0.0, ctc=1.0)
+    given = TrainConfig(stage="ctc", loss=LossConfig(ctc=0.2, text=3.0))
+    assert resolved(given, modes_of(given)).loss == LossConfig(text=0.0, audio=0.0, ctc=0.2)
 
 
 def test_differences_are_named_by_their_path() -> None:

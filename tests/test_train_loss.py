@@ -190,3 +190,19 @@ def test_the_ctc_loss_is_a_mean_over_the_units_of_all_transcripts(tmp_path: Path
     assert found["sums"][TASKS.index("at"), -1].tolist() == [0, 0]
     counted = trainable.count_labels(batch).tolist()
     assert counted[-1] == units and counted == found["sums"][..., 1].sum(0).tolist()
+
+
+def test_without_weight_for_the_answer_the_llm_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CTC loss is then the same, nothing else is counted, and the body is not computed."""
+    model, samples = small_model(), samples_in(tmp_path, 2)
+    torch.manual_seed(0)
+    head = CtcHead(model.spec.encoder.width, CtcVocabulary.of([s.text for s in samples]))
+    batch = batch_of(model, samples, ["asr", "aa"])
+    with_answers = TrainableOmni(model, LossConfig(ctc=0.7), head)(**batch)["sums"][:, -1]
+    monkeypatch.setattr(model.body.layers[0], "forward", None)
+    alone = TrainableOmni(model, LossConfig(text=0, audio=0, ctc=0.7), head)
+    found = alone(**batch)
+    assert torch.equal(found["sums"][:, -1], with_answers) and not found["sums"][:, :-1].any()
+    total, units = with_answers.sum(0).tolist()
+    assert found["loss"].item() == pytest.approx(0.7 * total / units, rel=1e-6)
+    assert alone.count_labels(batch).tolist() == [0.0] * (model.spec.layout.streams + 1) + [units]

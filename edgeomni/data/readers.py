@@ -139,9 +139,10 @@ def _format(path: Path, format: str | None) -> str:
                 return name
     seen = f"has the keys {first_few(sorted(records[0].data))}" if records else "holds no JSON objects"
     known = "".join(f"\n  {name}: {reader.what}" for name, reader in READERS.items())
-    raise DataError(
-        f"{path}: its format is not known; it {'is a folder' if path.is_dir() else seen}. Known are:{known}"
-    )
+    if path.is_dir():
+        inside = sorted(one.name for one in path.glob("*.json*"))
+        seen = f"is a folder; name one of the files in it ({first_few(inside)})" if inside else "is a folder"
+    raise DataError(f"{path}: its format is not known; it {seen}. Known are:{known}")
 
 
 def _checked(items: Items) -> Iterator[Sample | Fault]:

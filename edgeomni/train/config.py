@@ -42,6 +42,7 @@ class DataConfig:
     train: list[str] = field(default_factory=list)
     validation: list[str] = field(default_factory=list)
     validation_share: float = 0.0
+    validation_limit: int = 0
     text: list[str] = field(default_factory=list)
     format: str | None = None
     max_bad: int = 10
@@ -189,7 +190,12 @@ class TrainConfig:
         yield from ((f"run.{n}", getattr(r, n), 1) for n in ("log_every", "save_every", "keep"))
         yield from ((f"run.{n}", getattr(r, n), 0) for n in ("validate_every", "patience"))
         yield from (("peft.rank", p.rank, 1), ("peft.alpha", p.alpha, 1), ("peft.dropout", p.dropout, 0))
-        yield from (("data.max_bad", d.max_bad, 0), ("data.workers", d.workers, 0), ("seed", self.seed, 0))
+        yield from (
+            ("data.max_bad", d.max_bad, 0),
+            ("data.validation_limit", d.validation_limit, 0),
+            ("data.workers", d.workers, 0),
+            ("seed", self.seed, 0),
+        )
         yield from ((f"tasks.{task}", weight, 0) for task, weight in self.tasks.items())
 
 
@@ -232,8 +238,8 @@ def resolved(config: TrainConfig, modes: Mapping[Part, Mode]) -> TrainConfig:
         warmup=_WARMUP[config.init] if given.warmup is None else given.warmup,
     )
     loss = config.loss
-    if config.stage == "ctc" and not loss.ctc:
-        loss = replace(loss, ctc=1.0)
+    if config.stage == "ctc":  # an LLM that is not taught yet has nothing to say about what the encoder hears
+        loss = replace(loss, ctc=loss.ctc or 1.0, text=0.0, audio=0.0)
     return replace(
         config, tasks=stage_tasks(config), learn=replace(config.learn, **dict(modes)), optimizer=optimizer, loss=loss
     )

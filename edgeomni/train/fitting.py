@@ -38,7 +38,7 @@ from .curves import draw_curves
 from .dataset import BadSamples, Collator, Reader, Usable, usable
 from .follow import Follow, Patience
 from .loop import OmniTrainer, arguments, gather_weights
-from .material import Data, HeldOut, fingerprint, mix, read, split, trained_spec
+from .material import Data, HeldOut, check_stop_words, fingerprint, mix, read, split, trained_spec
 from .prepare import encode_codes
 from .progress import Progress
 from .provenance import provenance_of
@@ -137,6 +137,7 @@ class _Run:
         """Trains, merges, and proves that nothing frozen has moved."""
         config, omni = self.config, self.omni
         omni.spec = trained_spec(omni.spec, config, learn)
+        check_stop_words(omni.spec, Tokenizer(omni.tokenizer_json, omni.spec.layout))
         before = self._text_ability()
         taught, validated = self._usable(learn), self._usable(held)
         weights = mix(config, asked, taught)
@@ -171,7 +172,8 @@ class _Run:
 
     def _loop(self, wrapped: nn.Module, taught: Usable, validated: Usable, weights: dict[Any, float]) -> None:
         config, folder, batch = self.config, self.folder, self.config.optimizer.batch
-        held = HeldOut(validated, Collator(validated, self._reader(None), self.bad), batch)
+        held_collator = Collator(validated, self._reader(None), self.bad)
+        held = HeldOut(validated, held_collator, batch, config.data.validation_limit)
         plan = BatchPlan(
             taught.lengths, taught.members, weights, batch, config.seed, max_frames=config.optimizer.max_frames
         )

@@ -17,6 +17,7 @@ from ..data.sample import Sample
 from ..errors import DataError, TrainError
 from ..model.omni import OmniModel
 from ..spec import TASKS, OmniSpec, Task
+from ..text import Tokenizer
 from .batching import Draw
 from .codes import codec_digest
 from .config import DataConfig, TrainConfig
@@ -62,6 +63,12 @@ def trained_spec(spec: OmniSpec, config: TrainConfig, samples: Sequence[Sample])
     return replace(spec, chat=config.chat or spec.chat, history_turns=max(spec.history_turns, turns))
 
 
+def check_stop_words(spec: OmniSpec, tokenizer: Tokenizer) -> None:
+    """Raises CheckpointError, before anything is trained, where the tokenizer lacks a stop word."""
+    for word in spec.chat.stop_words:
+        tokenizer.id_of(word)
+
+
 def mix(config: TrainConfig, asked: Mapping[str, float], data: Usable) -> dict[Task, float]:
     """Task -> weight, of the tasks that have samples. `asked`: the tasks that the user named.
 
@@ -82,10 +89,13 @@ def mix(config: TrainConfig, asked: Mapping[str, float], data: Usable) -> dict[T
 
 
 class HeldOut:
-    """Fixed batches over all held-out samples, task by task, sorted by length. Iterating makes them anew each time."""
+    """Fixed batches of held-out samples, task by task, sorted by length. Iterating makes them anew each time.
 
-    def __init__(self, data: Usable, collator: Collator, batch: int) -> None:
-        self._data, self._collator, self._batch = data, collator, batch
+    `limit`: samples of each task at most, chosen by chance but always the same; 0 for all.
+    """
+
+    def __init__(self, data: Usable, collator: Collator, batch: int, limit: int = 0) -> None:
+        self._data, self._collator, self._batch, self._limit = data, collator, batch, limit
 
     def __bool__(self) -> bool:
         return any(self._data.members.values())
@@ -93,7 +103,8 @@ class HeldOut:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for task, members in self._data.members.items():
             lengths = self._data.lengths[task]
-            order = sorted(range(len(members)), key=lambda i: lengths[i])
+            chosen = np.random.default_rng(0).permutation(len(members))[: self._limit or None].tolist()
+            order = sorted(chosen, key=lambda i: (lengths[i], i))
             for start in range(0, len(order), self._batch):
                 yield self._collator([Draw(members[i], task, 0) for i in order[start : start + self._batch]])
 

@@ -32,7 +32,7 @@ class TrainableOmni(nn.Module):
 
     def __init__(self, omni: OmniModel, loss: LossConfig, ctc: CtcHead | None = None) -> None:
         super().__init__()
-        self.spec, self._loss = omni.spec, loss
+        self.spec, self._loss, self._answers = omni.spec, loss, bool(loss.text or loss.audio)
         self.encoder, self.adapter, self.body, self.tts = omni.encoder, omni.adapter, omni.body, omni.tts
         self.tables = Tables(omni)
         self.ctc = ctc
@@ -54,8 +54,12 @@ class TrainableOmni(nn.Module):
         `counts` [K+2]: labels per stream over everything that shares this update; None: those of this batch.
         """
         features, heard = self._features(mels)
-        out = run_layers(self.body.layers, self.body.rotary_emb, self._embed(ids, features), None)
-        entropies = self._entropies(out, labels)
+        if self._answers:
+            out = run_layers(self.body.layers, self.body.rotary_emb, self._embed(ids, features), None)
+            entropies = self._entropies(out, labels)
+        else:  # the CTC loss is all that is wanted
+            labels = torch.full_like(labels, IGNORED)
+            entropies = torch.zeros(labels.shape, device=labels.device)
         streams = torch.stack([entropies.sum(-1), (labels != IGNORED).sum(-1).float()], dim=-1)
         rows = torch.cat([streams, self._ctc_sums(heard, transcripts, len(ids))[:, None]], dim=1)
         counts = rows[..., 1].sum(0) if counts is None else counts
@@ -170,7 +174,7 @@ class TrainableOmni(nn.Module):
 
     def count_labels(self, batch: Mapping[str, Any]) -> Tensor:
         """Labels per stream of a batch (audio streams, text, units of the CTC head), float32 [K+2]."""
-        labels = (batch["labels"] != IGNORED).sum((0, 2)).float()
+        labels = (batch["labels"] != IGNORED).sum((0, 2)).float() * self._answers
         return torch.cat([labels, torch.tensor([float(self._ctc_units(batch))], device=labels.device)])
 
     def _ctc_units(self, batch: Mapping[str, Any]) -> int:
