@@ -72,7 +72,7 @@ def merged(model: nn.Module, omni: OmniModel) -> OmniModel:
     trained.tables.join(omni)
     for parameter in omni.parameters():
         parameter.requires_grad_(False)
-    return omni.eval()
+    return omni.to(omni.device).eval()  # what was trained may lie on another device than the tables, which stayed
 
 
 def save_adapter(model: nn.Module, directory: Path, origin: Mapping[str, Any]) -> None:
