@@ -32,7 +32,11 @@ def normal(*shape: int, seed: int = 0) -> F32:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def run(operators: Operators, path: Path, outputs: list[str], whole: bool = False, **given: F32) -> list[F32]:
+def run(operators: Operators, path: Path, outputs: list[str], **given: F32) -> list[F32]:
+    return opened(operators, path, outputs, whole=False, given=given)
+
+
+def opened(operators: Operators, path: Path, outputs: list[str], whole: bool, given: dict[str, F32]) -> list[F32]:
     """`whole`: as an engine opens it, optimised, and without overflow on x86 that lacks VNNI."""
     for i, value in enumerate(outputs):
         operators.graph.output(f"out{i}", FLOAT, [], value)
@@ -58,7 +62,7 @@ def built(flavour: Any, **shapes: list[Any]) -> Operators:
 
 def of_one(flavour: Any, path: Path, x: F32, make: Callable[[Operators], str], whole: bool = False) -> F32:
     operators = built(flavour, x=list(x.shape))
-    return run(operators, path / "g.onnx", [make(operators)], whole, x=x)[0]
+    return opened(operators, path / "g.onnx", [make(operators)], whole, {"x": x})[0]
 
 
 KINDS = [Scheme("fp32"), Scheme("fp16"), Scheme("int8", 32), Scheme("int4", 16), Scheme("int8_dynamic")]

@@ -90,7 +90,7 @@ def in_integers(x: np.ndarray) -> np.ndarray:
     zero = round(-low / scale)
     ids = np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.int64) - zero
     packed = quantize(np.random.default_rng(0).standard_normal((48, 64)).astype(np.float32), Scheme("int8_dynamic"))
-    return (ids @ packed.data.astype(np.int64).T) * scale * packed.scales
+    return np.asarray((ids @ packed.data.astype(np.int64).T) * scale * packed.scales)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

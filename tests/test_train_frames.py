@@ -152,3 +152,12 @@ def test_answers_that_cannot_be_learned_are_refused(
 def test_the_longest_text_that_its_sound_covers_is_taken(spec: OmniSpec) -> None:
     made = frames_of(LAYOUT, "aa", prompts.build(spec, "aa", features=1), [7, 8, 9, 7], CODES)
     assert made.labels[3, 3:].tolist() == [7, 8, 9, 7, 20, X]
+
+
+def test_the_first_and_the_last_ids_are_taken(spec: OmniSpec) -> None:
+    codes = np.array([[0, 9, 0], [9, 0, 9]])
+    made = frames_of(LAYOUT, "aa", prompts.build(spec, "aa", features=1), [0, 19], codes)
+    assert (
+        made.labels[:, 3:].tolist()
+        == columns("11 0 9 10 11 11", "11 11 9 0 10 11", "11 11 11 0 9 10", "0 19 20 x x x").tolist()
+    )
