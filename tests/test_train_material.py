@@ -97,3 +97,20 @@ def test_a_run_validates_on_as_many_as_it_may(tmp_path: Path) -> None:
         return float(next(line["eval_loss"] for line in log if "eval_loss" in line))
 
     assert loss(0) == loss(6) == loss(9) != loss(2)
+
+
+def test_samples_without_a_place_of_their_own_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    """A bad one among good ones of the same name takes none of them with it; the second bad one is one too many."""
+    good = [Sample("", text="one", answer="two") for _ in range(3)]
+    broken = [Sample("", text="one", answer="")]
+    model, bad = small_model(), BadSamples(1)
+    reader = Reader(model.spec, Tokenizer(model.tokenizer_json, model.spec.layout), lambda x: pytest.fail("no sound"))
+    for sample in broken:
+        bad.add(sample, DataError("no answer"))
+        bad.add(sample, DataError("no answer"))
+    assert broken[0] in bad and not any(sample in bad for sample in good)
+    data = usable([*good, *broken], ["tt"], reader, bad)
+    assert data.members["tt"] == [0, 1, 2]
+    assert "1 of 4 samples serve none of the tasks tt" in caplog.messages
+    with pytest.raises(DataError, match="2 samples cannot be used"):
+        bad.add(good[0], DataError("no answer"))

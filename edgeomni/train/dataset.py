@@ -56,17 +56,21 @@ class BadSamples:
     """Samples that cannot be used. Raises DataError when there are more than `most`."""
 
     most: int
-    told: dict[str, str] = field(default_factory=dict)
+    _known: set[int] = field(default_factory=set)
+    """By identity: samples made in a program may all have the same `where`."""
+
+    def __contains__(self, sample: Sample) -> bool:
+        return id(sample) in self._known
 
     def add(self, sample: Sample, exc: Exception) -> None:
-        if sample.where in self.told:
+        if sample in self:
             return
-        self.told[sample.where] = str(exc)
+        self._known.add(id(sample))
         logger.warning("%s is left out: %s", sample.where, exc)
-        if len(self.told) > self.most:
+        if len(self._known) > self.most:
             raise DataError(
-                f"{len(self.told)} samples cannot be used, more than data.max_bad allows ({self.most}); the last one: "
-                f"{sample.where}: {exc}. `edgeomni data check` lists them all"
+                f"{len(self._known)} samples cannot be used, more than data.max_bad allows ({self.most}); the last "
+                f"one: {sample.where}: {exc}. `edgeomni data check` lists them all"
             ) from exc
 
 
@@ -172,7 +176,11 @@ class Usable:
 
 
 def usable(samples: Sequence[Sample], tasks: Sequence[Task], reader: Reader, bad: BadSamples) -> Usable:
-    """Finds what each sample can serve, from texts and headers alone. Raises DataError for too many bad samples."""
+    """Finds what each sample can serve, from texts and headers alone; one warning tells how many serve nothing.
+
+    Raises DataError for too many bad samples.
+    """
+    idle = 0
     members: dict[Task, list[int]] = {task: [] for task in tasks}
     lengths: dict[Task, list[int]] = {task: [] for task in tasks}
     for index, sample in enumerate(samples):
@@ -183,9 +191,12 @@ def usable(samples: Sequence[Sample], tasks: Sequence[Task], reader: Reader, bad
         except EdgeOmniError as exc:
             bad.add(sample, exc)
             continue
+        idle += not found
         for task, length in found:
             members[task].append(index)
             lengths[task].append(length)
+    if idle:
+        logger.warning("%d of %d samples serve none of the tasks %s", idle, len(samples), ", ".join(tasks))
     return Usable(samples, members, lengths)
 
 
@@ -205,7 +216,7 @@ class Collator:
         first = self._places[draw.task][draw.index]
         for index in (*members[first:], *members[:first]):
             sample = self._data.samples[index]
-            if sample.where in self._bad.told:
+            if sample in self._bad:
                 continue
             try:
                 return self._reader.item(sample, draw.task, self._seed_of(draw))
