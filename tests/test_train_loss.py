@@ -206,3 +206,23 @@ def test_without_weight_for_the_answer_the_llm_is_left_out(tmp_path: Path, monke
     total, units = with_answers.sum(0).tolist()
     assert found["loss"].item() == pytest.approx(0.7 * total / units, rel=1e-6)
     assert alone.count_labels(batch).tolist() == [0.0] * (model.spec.layout.streams + 1) + [units]
+
+
+def test_two_recordings_of_a_row_are_heard_one_behind_the_other() -> None:
+    """Prepared data may hold several log-mels of one question; each is encoded in its own window."""
+    model = small_model()
+    mels = torch.randn(3, model.spec.front_end.n_mels, 100, generator=torch.Generator().manual_seed(1))
+    group = {
+        "mel": mels,
+        "row": torch.tensor([1, 0, 1]),
+        "start": torch.tensor([1, 1, 6]),
+        "count": torch.tensor([5, 4, 3]),
+    }
+    segments, heard = TrainableOmni(model, LossConfig())._features([group])
+    with torch.no_grad():
+        alone = [encoders.encode(model.encoder, mel[None])[0] for mel in mels]
+    torch.testing.assert_close(heard[1], torch.cat([alone[0][:5], alone[2][:3]]))
+    torch.testing.assert_close(heard[0], alone[1][:4])
+    assert [(len(values), row, start) for values, row, start in segments] == [(5, 1, 1), (4, 0, 1), (3, 1, 6)]
+    for (values, _, _), raw, count in zip(segments, alone, (5, 4, 3), strict=True):
+        torch.testing.assert_close(values, model.adapter(raw[:count]))
