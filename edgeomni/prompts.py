@@ -99,9 +99,8 @@ def build(
     """The prompt of one turn: `features` encoder features, or `text_ids`, according to `task`.
 
     `system_ids` are the text ids of the system prompt. `history` holds earlier turns as (question ids, answer ids).
-    Raises PromptError for an unknown task or one that
-    the checkpoint was not trained for, ids outside the text vocabulary, an empty question, and more history than
-    the checkpoint was trained to see.
+    Raises PromptError for an unknown task or one that the checkpoint was not trained for, ids outside the text
+    vocabulary, an empty question, and more history than the checkpoint was trained to see.
     """
     _check(spec, task, features, text_ids, len(history))
     _check_ids(spec.layout, [*text_ids, *system_ids, *(i for turn in history for ids in turn for i in ids)])

@@ -72,9 +72,8 @@ def prepare(
     A sample that cannot be prepared is a warning and is left out, and so are the faults of the reader; more than
     `max_bad` of both (None: any number) raise DataError. Then, and when the process is killed, finished shards stay in
     `out` + UNFINISHED, and the next run goes on from there. `force` replaces an earlier preparation, and an unfinished
-    one for another checkpoint. Raises UsageError
-    where something else lies at `out`, DataError where an unfinished preparation there is for another checkpoint, for
-    a full disk, and for a worker that was killed.
+    one for another checkpoint. Raises UsageError where something else lies at `out`, DataError where an unfinished
+    preparation there is for another checkpoint, for a full disk, and for a worker that was killed.
     """
     check_datasets()
     if workers is not None and workers < 1:

@@ -94,7 +94,7 @@ def begin(path: str | Path, config: TrainConfig) -> RunFolder:
 
 
 def stored_config(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:
-    """What RUN/config.toml says, its paths as they were given, with `changes` on top (config.set_key).
+    """What RUN/config.toml says, its paths as they were given, with `changes` on top (config_file.set_key).
 
     Raises UsageError for what is no run.
     """
