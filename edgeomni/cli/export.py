@@ -85,7 +85,7 @@ def _source(checkpoint: str | None, how: dict[str, Any]) -> Any:
     """A checkpoint's path, or the random model asked for in its place. Raises UsageError unless it is one of them."""
     check_preset(how["preset"], how["random"])
     if (checkpoint is None) == (how["preset"] is None):
-        raise UsageError("give CHECKPOINT or --preset mini-omni|tiny --random, not both")
+        raise UsageError("give CHECKPOINT or --preset mini-omni|nano|tiny --random, not both")
     if checkpoint is not None:
         return checkpoint
     from ..model import checkpoints

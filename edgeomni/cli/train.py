@@ -34,17 +34,28 @@ short_options = options(
 @click.option("--set", "changes", multiple=True, metavar="SECTION.KEY=VALUE", help="Any key of CONFIG. Repeatable.")
 @click.option("-o", "--output", required=True, help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last whole state.")
-def train_(source: str | None, output: str, changes: tuple[str, ...], resume: bool, **given: Any) -> None:
+@click.option(
+    "--recipe", metavar="NAME|FILE.toml", help="All steps from nothing to a trained model; goes on where it was."
+)
+def train_(
+    source: str | None, output: str, changes: tuple[str, ...], resume: bool, recipe: str | None, **given: Any
+) -> None:
     """Train a checkpoint: SOURCE is a CONFIG.toml, or a checkpoint directory with --stage and --data.
 
     \b
     edgeomni train config.toml -o run
     edgeomni train ckpt --stage 1 --data train.jsonl -o run --steps 2000
     edgeomni train -o run --resume
+    edgeomni train --recipe nano -o nano
     torchrun --nproc-per-node 2 -m edgeomni train config.toml -o run
 
     The trained checkpoint is RUN/checkpoint, LoRA is kept in RUN/adapter. docs/train.md tells all keys.
     """
+    if recipe:
+        if source or resume or changes or any(given[name] not in (None, ()) for name in given):
+            raise UsageError("--recipe says everything itself; give it with -o alone, or write a recipe of your own")
+        _follow(recipe, output)
+        return
     config = _config(source, output, resume, changes, given)
     if not config.checkpoint:
         raise UsageError("the configuration names no checkpoint; set checkpoint in it, or give a checkpoint directory")
@@ -56,6 +67,12 @@ def train_(source: str | None, output: str, changes: tuple[str, ...], resume: bo
     if first_process():
         last = next((line["loss"] for line in reversed(trained.log) if "loss" in line), None)
         click.echo(f"{output}/checkpoint: written{'' if last is None else f', loss {last:.4g}'}", err=True)
+
+
+def _follow(recipe: str, output: str) -> None:
+    from ..train.recipe import follow_recipe, load_recipe
+
+    follow_recipe(load_recipe(recipe), output, lambda line: click.echo(line, err=True))
 
 
 def _config(

@@ -97,13 +97,15 @@ def load(source: str | os.PathLike[str], *, device: str = "cpu") -> OmniModel:
         raise CheckpointError(f"{directory}: sizes that contradict each other: {exc}") from exc
 
 
-def save(model: OmniModel, directory: str | os.PathLike[str], *, force: bool = False) -> Path:
-    """Writes our own layout, whole or not at all.
+def save(model: OmniModel, directory: str | os.PathLike[str], *, force: bool = False, half: bool = False) -> Path:
+    """Writes our own layout, whole or not at all; with `half`, weights as float16, which `load` makes float32 again.
 
     `force` allows to replace a checkpoint directory that EdgeOmni wrote. Raises UsageError for anything else that
-    exists (see `check_target`), and CheckpointError for what the disk refuses.
+    exists (see `check_target`), and CheckpointError for what the disk refuses and for weights beyond float16.
     """
     state = {name: _unshared(t) for name, t in model.state_dict().items()}
+    if half:
+        state = {name: _halved(name, t) for name, t in state.items()}
     config = {
         "spec": model.spec.to_dict(),
         "codec": model.codec_config,
@@ -119,6 +121,15 @@ def save(model: OmniModel, directory: str | os.PathLike[str], *, force: bool = F
             (target / TOKENIZER).write_text(model.tokenizer_json, encoding="utf-8")
 
     return _write_whole(Path(directory), write, force)
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    if not bool(torch.isfinite(half).all()):
+        raise CheckpointError(f"{name} holds weights beyond float16's 65504; write the checkpoint without --half")
+    return half
 
 
 def save_preset(name: str, seed: int, directory: str | os.PathLike[str], *, force: bool = False) -> Path:

@@ -7,8 +7,9 @@ import math
 import os
 import reprlib
 import zlib
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -19,13 +20,15 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 
 from ..errors import UsageError
 from ..sampling import check_seed
-from ..spec import AdapterSpec, BodySpec, EncoderSpec, OmniSpec, TokenLayout
+from ..spec import AdapterSpec, BodySpec, EncoderSpec, FrontEndSpec, OmniSpec, TokenLayout
 from . import codecs, encoders
 from .omni import OmniModel, fill, skeleton
 from .tensors import Shapes, shapes_of
 
 _AUDIO_SPECIALS = 64
 _TEXT_SPECIALS = 64
+_ROWS_MULTIPLE = 64
+_UNKNOWN = "<unk>"
 _LOGIT_STD = 1.5
 _QUIET_SPECIALS = 0.1
 _WAVE_STD = 0.15
@@ -54,6 +57,9 @@ class Preset:
     text_words: int
     snac: dict[str, Any]
     context: int = 2048
+    n_fft: int = 400
+    hop: int = 160
+    padded_window: bool = True
 
 
 def _snac(encoder_dim: int, decoder_dim: int, codebook_size: int) -> dict[str, Any]:
@@ -74,6 +80,17 @@ def _snac(encoder_dim: int, decoder_dim: int, codebook_size: int) -> dict[str, A
     }
 
 
+def _snac_16khz(encoder_dim: int, decoder_dim: int, codebook_size: int) -> dict[str, Any]:
+    """Sizes of a speech codec with frames of 128 ms: the defaults of edgeomni/train/codec_config.py."""
+    return {
+        **_snac(encoder_dim, decoder_dim, codebook_size),
+        "sampling_rate": 16000,
+        "encoder_rates": [4, 4, 4, 8],
+        "decoder_rates": [8, 4, 4, 4],
+        "noise": False,
+    }
+
+
 def _qwen2(layers: int, width: int, heads: int, kv_heads: int, ffn: int) -> BodySpec:
     return BodySpec(
         "qwen2", layers, width, heads, kv_heads, head_dim=width // heads, ffn=ffn, rope_theta=1e6, qkv_bias=True
@@ -87,6 +104,18 @@ PRESETS = {
         _qwen2(24, 896, 14, 2, 4864),
         text_words=151936,
         snac=_snac(48, 1024, 4096),
+    ),
+    # Mel frames are 20 ms apart, so that one feature is 40 ms: short sequences are what two cores can train.
+    "nano": Preset(
+        EncoderSpec(layers=4, width=192, heads=4, ffn=768, context=200),
+        AdapterSpec("swiglu", hidden=256),
+        _qwen2(5, 256, 4, 2, 640),
+        text_words=448,
+        snac=_snac_16khz(16, 256, 512),
+        context=512,
+        n_fft=512,
+        hop=320,
+        padded_window=False,
     ),
     "tiny": Preset(
         EncoderSpec(layers=2, width=64, heads=4, ffn=256),
@@ -110,19 +139,22 @@ def spec_of(name: str) -> OmniSpec:
     return _spec_of(PRESETS[name])
 
 
-def preset(name: str, seed: int = 0) -> OmniModel:
+def preset(name: str, seed: int = 0, words: Collection[str] = ()) -> OmniModel:
     """OmniModel of that shape with random weights: deterministic, logits spread, codec audible but below 1.
 
-    Rows of special tokens are small, so that greedy answers consist of words and codec entries.
+    Rows of special tokens are small, so that greedy answers consist of words and codec entries. With `words`, these
+    are its vocabulary, in their order, and the embedding is as large as they need.
     """
     check(name)
     check_seed(seed)
     shape = PRESETS[name]
+    vocabulary = vocabulary_of(words) if words else _made_up(shape.text_words)
+    shape = replace(shape, text_words=len(vocabulary))
     model = skeleton(_spec_of(shape), shape.snac)
     fill(model, _draw_all(shapes_of(model.state_dict()), seed))
     _quiet_specials(model)
     _level_codec(model)
-    model.tokenizer_json = word_tokenizer(shape.text_words)
+    model.tokenizer_json = _tokenizer(vocabulary)
     model.provenance = {
         "weights": "random",
         "kind": "preset",
@@ -135,6 +167,16 @@ def preset(name: str, seed: int = 0) -> OmniModel:
 
 def word_tokenizer(words: int) -> str:
     """tokenizer.json with one printable, lower-case word per id; text is split at blanks and punctuation."""
+    return _tokenizer(_made_up(words))
+
+
+def vocabulary_of(words: Collection[str]) -> list[str]:
+    """`words` in lower case after "<unk>", each once, and unused entries up to a multiple of 64."""
+    known = list(dict.fromkeys([_UNKNOWN, *(word.lower() for word in words)]))
+    return known + [f"<unused{i}>" for i in range(-len(known) % _ROWS_MULTIPLE)]
+
+
+def _made_up(words: int) -> list[str]:
     vocab = dict.fromkeys(_WORDS.split())
     syllables = ["".join(parts) for parts in product(_ONSETS, _NUCLEI, _CODAS)]
     count = len(syllables)
@@ -142,6 +184,10 @@ def word_tokenizer(words: int) -> str:
         if len(vocab) >= words:
             break
         vocab.setdefault(syllables[37 * i % count] + syllables[(53 * i + i // count) % count])
+    return list(vocab)[:words]
+
+
+def _tokenizer(vocabulary: list[str]) -> str:
     return json.dumps(
         {
             "version": "1.0",
@@ -154,8 +200,8 @@ def word_tokenizer(words: int) -> str:
             "decoder": None,
             "model": {
                 "type": "WordLevel",
-                "vocab": {w: i for i, w in enumerate(list(vocab)[:words])},
-                "unk_token": "<unk>",
+                "vocab": {w: i for i, w in enumerate(vocabulary)},
+                "unk_token": _UNKNOWN,
             },
         }
     )
@@ -171,14 +217,21 @@ def _spec_of(shape: Preset) -> OmniSpec:
         _TEXT_SPECIALS,
     )
     return OmniSpec(
-        front_end=encoders.front_end(shape.encoder, 80),
+        front_end=_front_end(shape),
         encoder=shape.encoder,
         adapter=shape.adapter,
         body=shape.body,
         layout=layout,
         codec=codec,
         context=shape.context,
+        padded_window=shape.padded_window,
     )
+
+
+def _front_end(shape: Preset) -> FrontEndSpec:
+    rate = FrontEndSpec().sample_rate
+    window_s = shape.encoder.context * 2 * shape.hop // rate
+    return FrontEndSpec(sample_rate=rate, n_fft=shape.n_fft, hop=shape.hop, window_s=window_s)
 
 
 def _draw_all(shapes: Shapes, seed: int) -> dict[str, Tensor]:

@@ -145,10 +145,17 @@ def white(count: int, rng: np.random.Generator) -> F64:
 
 def pink(count: int, rng: np.random.Generator) -> F64:
     """Noise whose power falls by 3 dB per octave, [count]; it has no constant part unless it is one sample long."""
-    spectrum = np.fft.rfft(white(count, rng))
+    size = _fast(count)
+    spectrum = np.fft.rfft(white(size, rng))
     if len(spectrum) > 1:
         spectrum *= np.concatenate([[0.0], np.arange(1, len(spectrum)) ** -0.5])
-    return np.fft.irfft(spectrum, count)
+    noise = np.fft.irfft(spectrum, size)[:count]
+    return noise - noise.mean() if count > 1 else noise
+
+
+def _fast(count: int) -> int:
+    """The next power of two: transforms of other lengths can take ten times as long."""
+    return 1 << max(0, count - 1).bit_length()
 
 
 def impulse_response(rate: int, rt60_s: float, direct_db: float, rng: np.random.Generator) -> F64:
@@ -171,7 +178,7 @@ def _speed(x: F32, speed: float, longest: int | None) -> F32:
 def _room(x: F32, rate: int, config: AugmentConfig, rng: np.random.Generator) -> F32:
     """As heard in a room, with the power and the length that it had; the echo after its end is cut off."""
     response = impulse_response(rate, rng.uniform(*config.room_rt60_s), rng.uniform(*config.room_direct_db), rng)
-    size = len(x) + len(response) - 1
+    size = _fast(len(x) + len(response) - 1)
     wet = np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(response, size), size)[: len(x)]
     power = float(np.sum(wet**2))
     return np.asarray(wet * math.sqrt(np.sum(np.square(x, dtype=np.float64)) / power) if power else x, np.float32)
