@@ -3,7 +3,7 @@
 from .bundle import Bundle
 from .errors import EdgeOmniError
 from .sampling import Sampling
-from .session import AudioChunk, Session, TextDelta, TurnEnd
+from .session import AudioChunk, Session, TextDelta, TurnEnd, load
 from .spec import OmniSpec
 
 __version__ = "0.1.0"
@@ -18,4 +18,5 @@ __all__ = [
     "TextDelta",
     "TurnEnd",
     "__version__",
+    "load",
 ]

@@ -19,6 +19,7 @@ from .errors import BundleError
 from .manifest import REMEDY, Component, FileEntry, GraphEntry, Manifest, Port, check_path
 from .onnx_files import external_files
 from .schema import Source, parse_json, read_bytes, short
+from .shipped import found
 from .spec import OmniSpec
 
 __all__ = ["Bundle", "Component", "FileEntry", "GraphEntry", "Manifest", "Port", "describe_files", "write_manifest"]
@@ -42,12 +43,12 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, hashes: bool | None = None) -> Bundle:
-        """Reads and checks a bundle.
+        """Reads and checks a bundle; the name of a shipped model ("nano") stands for its bundle.
 
         `hashes`: True checks every file's SHA-256, False only sizes, None hashes on the first load on this
         machine (remembered in the user's cache). Raises BundleError that names what is wrong.
         """
-        root = Path(path)
+        root = Path(found(path, "bundle"))
         bundle = cls(root, _read_manifest(root))
         bundle._check_files(hashes)
         return bundle

@@ -25,6 +25,7 @@ from .hardware import check_threads
 from .outputs import check_directory, first_few, named, new_directory, strangers
 from .quantize import policy
 from .session import Session
+from .shipped import found
 
 if TYPE_CHECKING:
     from .model.omni import OmniModel
@@ -212,7 +213,7 @@ def _checked_target(source: str | os.PathLike[str] | OmniModel, out: str | os.Pa
     """The bundle's path. Raises UsageError where a bundle may not be put, above all in, on or around its source."""
     target = named(out)
     if isinstance(source, (str, os.PathLike)):
-        ours, theirs = Path(os.path.realpath(target)), Path(os.path.realpath(source))
+        ours, theirs = Path(os.path.realpath(target)), Path(os.path.realpath(found(source, "checkpoint")))
         if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
             raise UsageError(f"the bundle {target} and the checkpoint {source} lie in one another; choose another path")
     return check_directory(target, _objection if force else None)

@@ -28,11 +28,12 @@ from .hardware import check_threads
 from .interrupt import Interrupt
 from .question import LongAudio, Question, Sound, Window
 from .sampling import Sampling
+from .shipped import to_run
 from .spec import OmniSpec, Task
 from .text import Tokenizer
 from .turn import Answer, AudioChunk, Event, Model, TextDelta, Turn, TurnEnd, audio_frames
 
-__all__ = ["AudioChunk", "Event", "Session", "TextDelta", "Turn", "TurnEnd"]
+__all__ = ["AudioChunk", "Event", "Session", "TextDelta", "Turn", "TurnEnd", "load"]
 
 logger = logging.getLogger("edgeomni")
 
@@ -74,18 +75,21 @@ class Session:
     ) -> Session:
         """Opens a bundle (or a Bundle already open, whose weights are then shared) or a checkpoint directory.
 
-        A checkpoint runs on the torch reference. `threads`: per engine session, None for all cores. `engine`:
-        insists on that engine. Raises UsageError for names that do not exist and an engine that does not run this
-        source, BundleError, CheckpointError (also for a stop word that is not one entry of the vocabulary), and
-        EngineError for an engine or a device that is not there.
+        A checkpoint runs on the torch reference. The name of a shipped model ("nano") stands for its bundle, and with
+        engine "torch" for its checkpoint; a local path of that name comes first. `threads`: per engine session, None
+        for all cores. `engine`: insists on that engine. Raises UsageError for names that do not exist and an engine
+        that does not run this source, BundleError, CheckpointError (also for a stop word that is not one entry of the
+        vocabulary), and EngineError for an engine or a device that is not there.
         """
         if device not in get_args(Device):
             raise UsageError(f"unknown device {device!r}; known are {', '.join(get_args(Device))}")
         check_threads(threads)
-        if isinstance(source, Bundle) or is_bundle(source):
-            bundle = source if isinstance(source, Bundle) else Bundle.open(source)
-            return cls._of_bundle(bundle, threads, device, engine)
-        return cls._of_checkpoint(Path(source), threads, device, engine)
+        if isinstance(source, Bundle):
+            return cls._of_bundle(source, threads, device, engine)
+        path = to_run(source, engine)
+        if is_bundle(path):
+            return cls._of_bundle(Bundle.open(path), threads, device, engine)
+        return cls._of_checkpoint(Path(path), threads, device, engine)
 
     @classmethod
     def _of_bundle(cls, bundle: Bundle, threads: int | None, device: Device, engine: EngineName | None) -> Session:
@@ -236,6 +240,21 @@ class Session:
         """The turn under way. One that nobody holds any more is gone, whether it ever began or not."""
         turn = self._turn() if self._turn else None
         return turn if turn and not turn.finished else None
+
+
+def load(
+    source: Bundle | str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    device: Device = "cpu",
+    engine: EngineName | None = None,
+) -> Session:
+    """A Session on a shipped model ("nano"), a bundle or a checkpoint: the same as `Session.open`, and raises the same.
+
+    >>> with load("nano") as session:                                   # doctest: +SKIP
+    ...     end = list(session.respond("at", audio="question.wav"))[-1]
+    """
+    return Session.open(source, threads=threads, device=device, engine=engine)
 
 
 def _owned(components: Components, spec: OmniSpec, tokenizer_json: str | None) -> Model:

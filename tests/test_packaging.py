@@ -15,7 +15,9 @@ from email.parser import Parser
 from pathlib import Path, PurePosixPath
 
 import pytest
+import soundfile
 from markdown_it import MarkdownIt
+from test_device import COMMAND
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKS = {f"edgeomni/{name}" for name in ("exporters", "profiles", "runtimes")}
@@ -105,20 +107,47 @@ def test_a_wheel_of_a_clone_without_links_is_the_same(wheel: Path, tmp_path: Pat
     assert contents(other) == contents(wheel)
 
 
-def test_a_wheel_works_where_nothing_else_is(wheel: Path, tmp_path: Path) -> None:
-    """Imported from the unpacked wheel, in a process that sees no checkout."""
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, unpacked as an installation does."""
+    folder = tmp_path_factory.mktemp("installed") / "site"
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
+        archive.extractall(folder)
+    return folder
+
+
+def python(code: str, site: Path, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """Runs `code` in a process that works in `folder` and imports from `site` first."""
+    env = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *args]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_wheel_works_where_nothing_else_is(site: Path, tmp_path: Path) -> None:
+    """Imported from the unpacked wheel, in a process that sees no checkout."""
     code = (
         "import edgeomni, edgeomni.runtimes.onnxruntime.llm, edgeomni.exporters, edgeomni.gate.judge\n"
         "from edgeomni.hardware import load_profile, profile_names\n"
         "from edgeomni.install_hint import _PACKAGE\n"
         "print(edgeomni.__file__, _PACKAGE, load_profile(profile_names()[0]).name, edgeomni.gate.judge.known_names())"
     )
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = python(code, site, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(tmp_path / "site" / "edgeomni"))
+    assert done.stdout.startswith(str(site / "edgeomni"))
+
+
+def test_a_wheel_brings_the_shipped_model(site: Path) -> None:
+    needed = ("bundle/bundle.json", "checkpoint/model.safetensors", "question.wav", "question.txt")
+    assert [name for name in needed if not (site / "edgeomni" / "nano" / name).is_file()] == []
+
+
+def test_a_device_answers_aloud_right_after_the_installation(site: Path, tmp_path: Path) -> None:
+    """`run nano` alone, without torch and in an empty folder: the question and the model came with the wheel."""
+    done = python(COMMAND, site, tmp_path, "run", "nano", "-o", "answer.wav", "--max-seconds", "2")
+    assert done.returncode == 0, done.stderr
+    assert (site / "edgeomni" / "nano" / "question.txt").read_text(encoding="utf-8").strip() in done.stderr
+    samples, rate = soundfile.read(tmp_path / "answer.wav")
+    assert rate == 16000 and 0.2 < len(samples) / rate <= 2 and samples.any()
 
 
 def targets(markdown: str) -> list[str]:

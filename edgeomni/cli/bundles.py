@@ -17,6 +17,7 @@ from ..bundle import Bundle, Port, is_bundle
 from ..engines import COMPONENTS
 from ..errors import BundleError
 from ..printing import say, show
+from ..shipped import found
 from . import checkpoint
 from .common import console
 from .legend import figures, legend, verdict
@@ -38,12 +39,13 @@ def inspect_(source: str, as_json: bool) -> None:
     provenance and licences. Of a checkpoint: kind, whether it is trained, sizes and parameters, read without torch.
     """
     out = console()
-    if not Path(source).exists():
+    path = Path(found(source, "bundle"))
+    if not path.exists():
         raise BundleError(f"{source}: no such bundle or checkpoint directory; check the path")
-    if not is_bundle(source):
-        _show_checkpoint(checkpoint.read(Path(source)), out, as_json)
+    if not is_bundle(path):
+        _show_checkpoint(checkpoint.read(path), out, as_json)
         return
-    opened = Bundle.open(source, hashes=False)
+    opened = Bundle.open(path, hashes=False)
     if as_json:
         click.echo(json.dumps(describe(opened), sort_keys=True))
         return

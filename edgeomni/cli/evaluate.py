@@ -75,6 +75,7 @@ def evaluate_(source: str, source2: str | None, as_json: bool, rows: str | None,
 
     \b
     edgeomni evaluate bundle --data test.jsonl --recogniser pocketsphinx
+    edgeomni evaluate nano --data test.jsonl --task at
     edgeomni evaluate ckpt bundle --data test.jsonl --task aa --recogniser "transcribe {wav}" --json
     """
     if rows:

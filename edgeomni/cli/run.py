@@ -11,7 +11,8 @@ from ..arrays import F32
 from ..errors import UsageError
 from ..sampling import Sampling
 from ..session import AudioChunk, Event, Session, TextDelta, TurnEnd
-from ..spec import AUDIO_OUT, TASKS
+from ..shipped import SampleQuestion, sample_question
+from ..spec import AUDIO_IN, AUDIO_OUT, TASKS
 from . import answer
 from .answer import Limits, reason
 from .common import engine_options, force_option, options, verbosity, verbosity_options
@@ -22,6 +23,7 @@ from .turn import MAX_SECONDS, max_seconds_of, sampling_of, task_of, window_of
 NOT_KEPT = "note: the answer's sound is not kept; add -o answer.wav to keep it, or --play to hear it"
 
 question_options = options(
+    click.option("--model", metavar="SOURCE", help="Another way to give SOURCE; the one argument is then QUESTION."),
     click.option("--task", type=click.Choice(TASKS), help="What goes in and comes out [default: aa; ta with --text]."),
     click.option("--text", help="The question, for tt and ta."),
     click.option("--system", help='System prompt; "" for none [default: the checkpoint\'s own].'),
@@ -62,7 +64,7 @@ answer_options = options(
 
 
 @click.command("run")
-@click.argument("source")
+@click.argument("source", required=False)
 @click.argument("question", required=False)
 @question_options
 @stdin_options
@@ -72,8 +74,9 @@ answer_options = options(
 @verbosity_options
 @force_option
 def run_(
-    source: str,
+    source: str | None,
     question: str | None,
+    model: str | None,
     output: str | None,
     play: bool,
     tokens_out: str | None,
@@ -82,13 +85,19 @@ def run_(
 ) -> None:
     """Ask SOURCE (a bundle, or a checkpoint directory) the spoken QUESTION (a sound file, - for stdin), or --text.
 
+    SOURCE nano is the small model that EdgeOmni brings. Without a question it is asked its own sample question.
+
     \b
+    edgeomni run nano question.wav -o answer.wav
     edgeomni run bundle --task aa question.wav -o answer.wav
     edgeomni run bundle --task ta --text "How are you?" -o - | aplay -f S16_LE -r 24000
     arecord -d 5 -f S16_LE -r 16000 | edgeomni run bundle - -o answer.wav
     """
     _check_display(as_json, output, how)
     click.get_current_context().with_resource(verbosity(how["quiet"], how["verbose"]))
+    source, question = _named(source, question, model)
+    sample = _sample(source, question, how)
+    question = str(sample.path) if sample else question
     task = task_of(how["task"], question, how["text"])
     speaks = check_outputs(task in AUDIO_OUT, output, play, tokens_out, how["force"])
     limits = Limits(how["max_length"], max_seconds_of(task, how["max_seconds"]))
@@ -101,6 +110,8 @@ def run_(
         request["audio"] = question
     session = Session.open(source, threads=how["threads"], device=how["device"], engine=how["engine"])
     events = session.respond(task, **request)
+    if sample and not how["quiet"]:
+        click.echo(f"no question given, so {source} is asked its own sample: {sample.text}", err=True)
     if speaks and not output and not play and not how["quiet"]:
         click.echo(NOT_KEPT, err=True)
     sound, rate = (output if speaks else None), session.spec.codec.sample_rate
@@ -120,6 +131,23 @@ def _check_display(as_json: bool, output: str | None, how: dict[str, Any]) -> No
         raise UsageError("--quiet and --verbose contradict each other; give one")
     if as_json and output == STDOUT:
         raise UsageError("-o - and --json both want stdout; write the sound to a file")
+
+
+def _named(source: str | None, question: str | None, model: str | None) -> tuple[str, str | None]:
+    """SOURCE and QUESTION, of which --model may have said the first. Raises UsageError unless it is said once."""
+    if model is not None and question is not None:
+        raise UsageError(f"--model {model} and SOURCE {source} both say what to ask; leave one of them out")
+    if model is not None:
+        return model, source
+    if source is None:
+        raise click.MissingParameter("Give it, or --model.", param_hint="'SOURCE'", param_type="argument")
+    return source, question
+
+
+def _sample(source: str, question: str | None, how: dict[str, Any]) -> SampleQuestion | None:
+    """What a shipped model is asked where nothing else is and the task hears; else None."""
+    hears = how["text"] is None and (how["task"] is None or how["task"] in AUDIO_IN)
+    return sample_question(source) if hears and question is None else None
 
 
 def _request(how: dict[str, Any], limits: Limits) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ..errors import CheckpointError, EdgeOmniError, SpecError, UsageError
 from ..outputs import check_directory, first_few, new_directory, strangers
 from ..sampling import check_seed
 from ..schema import Source, parse_json, read_bytes
+from ..shipped import found
 from . import codecs, mini_omni, own_config, presets
 from .compose import compose
 from .omni import OmniModel, fill, skeleton
@@ -51,8 +52,8 @@ RUN_CONFIG, RUN_CHECKPOINT = "config.toml", "checkpoint"
 
 
 def kind_of(path: str | os.PathLike[str]) -> str | None:
-    """ "edgeomni", "mini-omni", "parts", "preset" or "run"; None for anything else."""
-    directory = Path(path)
+    """ "edgeomni", "mini-omni", "parts", "preset" or "run"; None for anything else. Takes what `load` takes."""
+    directory = Path(found(path, "checkpoint"))
     if not directory.is_dir():
         return None
     config = _peek(directory / CONFIG)
@@ -66,12 +67,12 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
 
 
 def load(source: str | os.PathLike[str], *, device: str = "cpu") -> OmniModel:
-    """A checkpoint directory of any kind -> OmniModel, float32, eval mode.
+    """A checkpoint directory of any kind, or a shipped model by name ("nano") -> OmniModel, float32, eval mode.
 
     Raises CheckpointError: no or unknown directory, missing files, damaged files, pickles that hold more than
     weights, and tensors that are missing, unexpected or mis-shaped (all named at once).
     """
-    directory = Path(source)
+    directory = Path(found(source, "checkpoint"))
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory; make one with `edgeomni init`")
     kind = kind_of(directory)

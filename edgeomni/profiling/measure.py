@@ -23,6 +23,7 @@ from ..hardware import check_threads, detect
 from ..outputs import write_file
 from ..sampling import Sampling
 from ..session import Session, TurnEnd
+from ..shipped import to_run
 from ..spec import AUDIO_IN, AUDIO_OUT, OmniSpec, Task
 from .meters import MB, peak_rss_mb, percentiles
 from .question import spoken_question
@@ -113,8 +114,9 @@ def measure(job: Job) -> dict[str, Any]:
     Raises what Session raises.
     """
     began = perf_counter()
-    bundle = Bundle.open(job.source) if is_bundle(job.source) else None
-    session = Session.open(bundle or job.source, threads=job.threads, device=job.device, engine=job.engine)
+    source = to_run(job.source, job.engine)
+    bundle = Bundle.open(source) if is_bundle(source) else None
+    session = Session.open(bundle or source, threads=job.threads, device=job.device, engine=job.engine)
     load_s = perf_counter() - began
     arguments = _arguments(job, session.spec, bundle)
     ends = [_turn(session, job.task, arguments) for _ in range(job.warmup + job.turns)][job.warmup :]

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import TrainError, UsageError
 from ..schema import Source, parse_toml, read_bytes, typed
+from ..shipped import found
 from .config import TrainConfig
 
 _REMEDY = "correct it (docs/train.md lists all keys)"
@@ -70,7 +71,7 @@ def _anchor(data: dict[str, Any], folder: Path) -> None:
     """Makes the document's relative paths relative to its own folder."""
     section, loss = data.get("data"), data.get("loss")
     if isinstance(data.get("checkpoint"), str) and data["checkpoint"]:
-        data["checkpoint"] = str(folder / data["checkpoint"])
+        data["checkpoint"] = str(folder / found(data["checkpoint"], "checkpoint", folder))
     if isinstance(section, dict):
         for key in ("train", "validation", "text"):
             if isinstance(section.get(key), list):
@@ -85,7 +86,7 @@ def absolute(config: TrainConfig) -> TrainConfig:
     data, loss, augment = config.data, config.loss, config.augment
     return replace(
         config,
-        checkpoint=config.checkpoint and os.path.abspath(config.checkpoint),
+        checkpoint=config.checkpoint and os.path.abspath(found(config.checkpoint, "checkpoint")),
         data=replace(data, train=_all(data.train), validation=_all(data.validation), text=_all(data.text)),
         loss=replace(loss, ctc_head=loss.ctc_head and os.path.abspath(loss.ctc_head)),
         augment=replace(augment, noise_folder=augment.noise_folder and os.path.abspath(augment.noise_folder)),
