@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,8 +15,10 @@ if TYPE_CHECKING:
     from ..model.swap_notes import Notes
 
 PARTS = ("encoder", "llm", "codec")
-split_words = re.compile(r"\w+|[^\w\s]+").findall
-"""As the preset's tokenizer splits text (tokenizers' Whitespace)."""
+CHANGES = ("adapter", "tts_layers", "streams")
+"""Options that say how parts are joined."""
+PRESETS = ("mini-omni", "nano", "tiny")
+ANY_PRESET = f"--preset {'|'.join(PRESETS)} --random"
 
 parts = options(
     click.option("--encoder", help="Whisper encoder: hub id or directory (openai/whisper-small)."),
@@ -38,7 +39,7 @@ parts = options(
     ),
 )
 random_source = options(
-    click.option("--preset", type=click.Choice(["mini-omni", "nano", "tiny"]), help="Sizes of a known model."),
+    click.option("--preset", type=click.Choice(PRESETS), help="Sizes of a known model."),
     click.option("--random", is_flag=True, help="Random weights, for benchmarks and tests (needed by --preset)."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights."),
 )
@@ -67,33 +68,19 @@ def init_(output: str, recipe: bool, words: tuple[str, ...], half: bool, force: 
     edgeomni init --preset tiny --random --seed 0 -o ckpt
     edgeomni init --preset nano --random --words train.jsonl -o ckpt
     """
-    check_source(source, recipe, half)
-    if half and recipe:
-        raise UsageError("--recipe writes no weights, so that there is nothing for --half to store")
-    if words and (recipe or not source["preset"]):
-        raise UsageError(
-            "--words gives the random weights of --preset a vocabulary; it does not go with --recipe or parts"
-        )
+    check_source(source, recipe)
+    check_writing(source, recipe, words, half)
     from ..model import checkpoints
 
     checkpoints.check_target(output, force=force)
     if recipe:
         checkpoints.save_preset(source["preset"], source["seed"], output, force=force)
-    elif source["start"]:
-        if half and not any(source[k] for k in (*PARTS, "adapter", "tts_layers", "streams")):
-            checkpoints.save(checkpoints.load(source["start"]), output, force=force, half=half)
-            click.echo(f"{output}: written", err=True)
-            return
-        swapped = _swap(source)
-        checkpoints.save(swapped.model, output, force=force, half=half)
-        for line in swap_lines(swapped.notes):
-            click.echo(line, err=True)
+        told = list[str]()
     else:
-        model = _build(source, words_of(words))
+        model, told = _made(source, words, half)
         checkpoints.save(model, output, force=force, half=half)
-        if untrained := model.provenance.get("untrained"):
-            click.echo(untrained_sentence(untrained), err=True)
-    click.echo(f"{output}: written", err=True)
+    for line in [*told, f"{output}: written"]:
+        click.echo(line, err=True)
 
 
 def untrained_sentence(untrained: str) -> str:
@@ -110,11 +97,8 @@ def swap_lines(notes: Notes) -> list[str]:
     return [*(f"{part}: {fate}" for part, fate in notes.parts.items()), *stages]
 
 
-def check_source(source: dict[str, Any], recipe: bool, half: bool = False) -> None:
-    """Raises UsageError unless the options name three parts, a random preset, or a checkpoint and parts to swap.
-
-    `half`: a checkpoint alone is enough.
-    """
+def check_source(source: dict[str, Any], recipe: bool) -> None:
+    """Raises UsageError unless the options name three parts, a random preset, or a checkpoint and parts to swap."""
     check_preset(source["preset"], source["random"])
     given = [k for k in PARTS if source[k]]
     if source["start"]:
@@ -126,36 +110,68 @@ def check_source(source: dict[str, Any], recipe: bool, half: bool = False) -> No
     if source["preset"] and given:
         raise UsageError(f"--preset brings all parts; leave --{' --'.join(given)} out")
     if not source["preset"] and len(given) < 3:
-        raise UsageError("give --encoder, --llm and --codec, or --preset mini-omni|nano|tiny --random")
+        raise UsageError(f"give --encoder, --llm and --codec, or {ANY_PRESET}")
     if recipe and not source["preset"]:
-        raise UsageError("--recipe needs --preset mini-omni|nano|tiny --random")
+        raise UsageError(f"--recipe needs {ANY_PRESET}")
+
+
+def check_writing(source: dict[str, Any], recipe: bool, words: Sequence[str], half: bool) -> None:
+    """Raises UsageError for options that say how weights are drawn or stored where there is nothing of the kind."""
+    if half and recipe:
+        raise UsageError("--recipe writes no weights that --half could store; leave one of them out")
+    if words and (recipe or not source["preset"]):
+        raise UsageError(
+            f"--words is the vocabulary of new random weights; give it with {ANY_PRESET}, without --recipe"
+        )
 
 
 def check_preset(preset: str | None, random: bool) -> None:
+    """Raises UsageError unless both are given, or neither."""
     if preset and not random:
-        raise UsageError(f"--preset {preset} has no trained weights to offer: say --random, or compose from parts")
+        raise UsageError(f"--preset {preset} is a model's sizes without trained weights: say --random, or give parts")
     if random and not preset:
-        raise UsageError("--random needs --preset mini-omni|nano|tiny")
+        raise UsageError(f"--random needs --preset {'|'.join(PRESETS)}")
 
 
-def words_of(data: Sequence[str]) -> list[str]:
-    """The words of the samples' questions and answers, in lower case, in alphabetical order."""
+def texts_of(data: Sequence[str]) -> Iterator[str]:
+    """Everything that is said or written in samples: system prompts, earlier turns, questions, answers.
+
+    Raises DataError for data that cannot be read or holds no text.
+    """
     from ..data.readers import read_data
 
-    found: set[str] = set()
     for source in data:
+        found = False
         for sample in read_data(source).samples:
-            found.update(split_words(f"{sample.text or ''} {sample.answer or ''}".lower()))
-    if data and not found:
-        raise DataError(f"{', '.join(data)}: no sample has a text, so there are no words")
-    return sorted(found)
+            turns = [*sample.history, (sample.text, sample.answer)]
+            texts = [text for text in (sample.system, *(part for turn in turns for part in turn)) if text]
+            found = found or bool(texts)
+            yield from texts
+        if not found:
+            raise DataError(f"{source}: no sample has a text, so there are no words; give samples with text or answer")
 
 
-def _build(source: dict[str, Any], words: Sequence[str]) -> Any:
+def _made(source: dict[str, Any], words: Sequence[str], half: bool) -> tuple[Any, list[str]]:
+    """The checkpoint to write, and what there is to say of it."""
     from ..model import checkpoints
 
+    if source["start"] and half and not any(source[k] for k in (*PARTS, *CHANGES)):
+        return checkpoints.load(source["start"]), []
+    if source["start"]:
+        swapped = _swap(source)
+        return swapped.model, swap_lines(swapped.notes)
+    model = _build(source, words)
+    untrained = model.provenance.get("untrained")
+    return model, [untrained_sentence(untrained)] if untrained else []
+
+
+def _build(source: dict[str, Any], data: Sequence[str]) -> Any:
+    from ..model import checkpoints
+    from ..model.preset_words import split_words
+
     if source["preset"]:
-        return checkpoints.preset(source["preset"], source["seed"], words)
+        words = {word for text in texts_of(data) for word in split_words(text)}
+        return checkpoints.preset(source["preset"], source["seed"], sorted(words))
     return checkpoints.compose(
         **{k: source[k] for k in (*PARTS, "streams", "seed")},
         adapter=source["adapter"] or "swiglu",
@@ -167,6 +183,5 @@ def _swap(source: dict[str, Any]) -> Swapped:
     from ..model import checkpoints
     from ..model.swap import check_options, swap
 
-    options = ("adapter", "tts_layers", "streams")
-    check_options([part for part in PARTS if source[part]], **{k: source[k] for k in options})
-    return swap(checkpoints.load(source["start"]), **{k: source[k] for k in (*PARTS, *options, "seed")})
+    check_options([part for part in PARTS if source[part]], **{k: source[k] for k in CHANGES})
+    return swap(checkpoints.load(source["start"]), **{k: source[k] for k in (*PARTS, *CHANGES, "seed")})

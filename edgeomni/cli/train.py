@@ -35,7 +35,7 @@ short_options = options(
 @click.option("-o", "--output", required=True, help="The run's folder.")
 @click.option("--resume", is_flag=True, help="Go on from the run's last whole state.")
 @click.option(
-    "--recipe", metavar="NAME|FILE.toml", help="All steps from nothing to a trained model; goes on where it was."
+    "--recipe", metavar="NAME|FILE.toml", help="All steps from nothing to a trained model; the same again goes on."
 )
 def train_(
     source: str | None, output: str, changes: tuple[str, ...], resume: bool, recipe: str | None, **given: Any
@@ -49,11 +49,12 @@ def train_(
     edgeomni train --recipe nano -o nano
     torchrun --nproc-per-node 2 -m edgeomni train config.toml -o run
 
-    The trained checkpoint is RUN/checkpoint, LoRA is kept in RUN/adapter. docs/train.md tells all keys.
+    The trained checkpoint is RUN/checkpoint, LoRA is kept in RUN/adapter. With --recipe, the folder holds what each of
+    the recipe's steps makes. docs/train.md tells all keys.
     """
-    if recipe:
-        if source or resume or changes or any(given[name] not in (None, ()) for name in given):
-            raise UsageError("--recipe says everything itself; give it with -o alone, or write a recipe of your own")
+    if recipe is not None:
+        if source or resume or changes or any(value not in (None, ()) for value in given.values()):
+            raise UsageError("--recipe says everything itself and goes on by itself; give nothing with it but -o")
         _follow(recipe, output)
         return
     config = _config(source, output, resume, changes, given)
@@ -70,7 +71,8 @@ def train_(
 
 
 def _follow(recipe: str, output: str) -> None:
-    from ..train.recipe import follow_recipe, load_recipe
+    from ..train.recipe import follow_recipe
+    from ..train.recipe_files import load_recipe
 
     follow_recipe(load_recipe(recipe), output, lambda line: click.echo(line, err=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -10,7 +11,6 @@ import zlib
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,32 +21,18 @@ from transformers.models.whisper.modeling_whisper import sinusoids
 from ..errors import UsageError
 from ..sampling import check_seed
 from ..spec import AdapterSpec, BodySpec, EncoderSpec, FrontEndSpec, OmniSpec, TokenLayout
-from . import codecs, encoders
+from . import codecs
 from .omni import OmniModel, fill, skeleton
+from .preset_words import made_up, tokenizer_of, vocabulary_of
 from .tensors import Shapes, shapes_of
 
 _AUDIO_SPECIALS = 64
 _TEXT_SPECIALS = 64
-_ROWS_MULTIPLE = 64
-_UNKNOWN = "<unk>"
 _LOGIT_STD = 1.5
 _QUIET_SPECIALS = 0.1
 _WAVE_STD = 0.15
 _ATTENTION_GAIN = 2.5
 _BRANCH_GAIN = 1.0
-
-_WORDS = (
-    "<unk> . , ? ! the of and to in is you that it he was for on are with as his they at be this from have or by "
-    "one had not but what all were when we there can an your which their said if do will each about how up out "
-    "them then she many some so these would other into has more her two like him see time could no make than "
-    "first been its who now people my made over did down only way find use may water long little very after words "
-    "called just where most know get through back much before go good new write our used me man too any day same "
-    "right look think also around another came come work three word must because does part even place well such "
-    "here take why things help put years different away again off went old number great tell men say small every"
-)
-_ONSETS = (*"bdfghklmnprstvwz", "ch", "sh", "th", "br", "dr", "gr", "kr", "pl", "st", "tr")
-_NUCLEI = (*"aeiou", "ai", "ea", "oo")
-_CODAS = ("", *"nrlstmk")
 
 
 @dataclass(frozen=True)
@@ -143,68 +129,38 @@ def preset(name: str, seed: int = 0, words: Collection[str] = ()) -> OmniModel:
     """OmniModel of that shape with random weights: deterministic, logits spread, codec audible but below 1.
 
     Rows of special tokens are small, so that greedy answers consist of words and codec entries. With `words`, these
-    are its vocabulary, in their order, and the embedding is as large as they need.
+    are its vocabulary (`vocabulary_of`), and the embedding is as large as they need. Raises UsageError for an unknown
+    name or a seed that is none.
     """
     check(name)
     check_seed(seed)
     shape = PRESETS[name]
-    vocabulary = vocabulary_of(words) if words else _made_up(shape.text_words)
+    vocabulary = vocabulary_of(words) if words else made_up(shape.text_words)
     shape = replace(shape, text_words=len(vocabulary))
     model = skeleton(_spec_of(shape), shape.snac)
     fill(model, _draw_all(shapes_of(model.state_dict()), seed))
     _quiet_specials(model)
     _level_codec(model)
-    model.tokenizer_json = _tokenizer(vocabulary)
-    model.provenance = {
-        "weights": "random",
-        "kind": "preset",
-        "source": f"{name}, seed {seed}",
-        "source_hash": f"preset:{name}:{seed}",
-    }
+    model.tokenizer_json = tokenizer_of(vocabulary)
+    model.provenance = _provenance(name, seed, vocabulary if words else [])
     model.licences = dict.fromkeys(("encoder", "llm", "codec"), "random weights, no licence needed")
     return model
 
 
 def word_tokenizer(words: int) -> str:
     """tokenizer.json with one printable, lower-case word per id; text is split at blanks and punctuation."""
-    return _tokenizer(_made_up(words))
+    return tokenizer_of(made_up(words))
 
 
-def vocabulary_of(words: Collection[str]) -> list[str]:
-    """`words` in lower case after "<unk>", each once, and unused entries up to a multiple of 64."""
-    known = list(dict.fromkeys([_UNKNOWN, *(word.lower() for word in words)]))
-    return known + [f"<unused{i}>" for i in range(-len(known) % _ROWS_MULTIPLE)]
-
-
-def _made_up(words: int) -> list[str]:
-    vocab = dict.fromkeys(_WORDS.split())
-    syllables = ["".join(parts) for parts in product(_ONSETS, _NUCLEI, _CODAS)]
-    count = len(syllables)
-    for i in range(count * count):  # both strides have no divisor in common with `count`, so no pair comes twice
-        if len(vocab) >= words:
-            break
-        vocab.setdefault(syllables[37 * i % count] + syllables[(53 * i + i // count) % count])
-    return list(vocab)[:words]
-
-
-def _tokenizer(vocabulary: list[str]) -> str:
-    return json.dumps(
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [],
-            "normalizer": {"type": "Lowercase"},
-            "pre_tokenizer": {"type": "Whitespace"},
-            "post_processor": None,
-            "decoder": None,
-            "model": {
-                "type": "WordLevel",
-                "vocab": {w: i for i, w in enumerate(vocabulary)},
-                "unk_token": _UNKNOWN,
-            },
-        }
-    )
+def _provenance(name: str, seed: int, words: list[str]) -> dict[str, Any]:
+    """What the weights are. Their own vocabulary is part of the hash: an adapter of one does not fit another."""
+    own = hashlib.sha256(json.dumps(words).encode()).hexdigest() if words else ""
+    return {
+        "weights": "random",
+        "kind": "preset",
+        "source": f"{name}, seed {seed}" + (f", {len(words)} words of its own" if words else ""),
+        "source_hash": f"preset:{name}:{seed}" + (f":{own}" if words else ""),
+    }
 
 
 def _spec_of(shape: Preset) -> OmniSpec:

@@ -1,32 +1,36 @@
 """Training recipes: one file with all steps from nothing to a trained model, run one after the other, resumable.
 
 Each step is one `edgeomni` command, run in a process of its own within the recipe's folder, so that a recipe does
-nothing that a user could not do by hand. DIR/steps.json says which are done.
+nothing that a user could not do by hand. DIR/steps.json says which are done. docs/train.md describes the format;
+recipe_files.py reads it, recipe_process.py runs the commands.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib.resources import files
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta
 
-from ..errors import TrainError, UsageError
-from ..outputs import named, write_file
-from ..schema import Source, parse_toml, read_bytes, typed
+from ..errors import EdgeOmniError, TrainError, UsageError
+from ..outputs import first_few, named, write_file
+from ..schema import Source, parse_json, read_bytes, typed
+from .recipe_process import alone_in, ended, run_command
 
 Some = Annotated[str, Meta(min_length=1, max_length=1000)]
 STEPS = "steps.json"
+TRAINERS = ("train", "train-codec")
+"""Commands that go on with what they began: by --resume. The others begin again: with --force."""
+_RUN_CONFIG = "config.toml"
+"""What every begun run of a trainer has (train/run.py, train/codec_fit.py)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Step:
 
     @property
     def words(self) -> list[str]:
+        """The command's words, quotes undone as a shell does it. Raises ValueError for an open quote."""
         return shlex.split(self.run)
 
 
@@ -51,108 +56,131 @@ class TrainingRecipe:
     files: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Done:
+    """A step that is done: the hash of what it was (see `marks`), and how long it took, from its last start on."""
+
+    mark: str
+    seconds: float
+
+
 Run = Callable[[list[str], Path], int]
 """Runs an edgeomni command with these words in this folder, and returns its exit code."""
 
 
-def recipe_names() -> list[str]:
-    """The training recipes that EdgeOmni ships."""
-    return sorted(path.name.removesuffix(".toml") for path in _shipped().iterdir() if path.name.endswith(".toml"))
-
-
-def load_recipe(name: str) -> TrainingRecipe:
-    """A shipped recipe by its name, or a .toml file. Raises UsageError for an unknown name, TrainError for a bad file."""
-    path = Path(name) if name.endswith(".toml") else None
-    if path is None and name not in recipe_names():
-        raise UsageError(
-            f"no training recipe {name!r}; EdgeOmni ships {', '.join(recipe_names())}, or give a .toml file"
-        )
-    source = Source(name, TrainError, "correct the recipe")
-    raw = read_bytes(path, source) if path is not None else (_shipped() / f"{name}.toml").read_bytes()
-    recipe = typed(parse_toml(raw, source), TrainingRecipe, source)
-    _check(recipe, name)
-    return recipe
-
-
 def follow_recipe(
-    recipe: TrainingRecipe, folder: str | Path, say: Callable[[str], None], run: Run | None = None
+    recipe: TrainingRecipe, folder: str | Path, say: Callable[[str], None], run: Run = run_command
 ) -> None:
     """Runs the steps that are not done yet in `folder`, which is made where it does not exist.
 
-    A step that was interrupted goes on from its last saved state. Raises UsageError where a step that is done was
-    another one than the recipe has now, and TrainError where a step fails.
+    A step is done when it was run to its end and what it makes is there. One that was interrupted goes on from its last
+    saved state. `say` is told every step as it begins.
+
+    Raises UsageError for a folder that holds something else, where a step that is done was another one than the recipe
+    has now, and where another process is at work in the folder; TrainError where a step fails or the folder cannot be
+    written; KeyboardInterrupt where Ctrl-C ended a step.
     """
-    run = run or _as_process
     root = named(folder)
-    root.mkdir(parents=True, exist_ok=True)
-    done = _done(root)
-    marks = {step.name: _mark(step, recipe) for step in recipe.steps}
-    for step in recipe.steps:
-        if step.name in done and done[step.name]["mark"] != marks[step.name]:
-            raise UsageError(
-                f"{root}: its step {step.name!r} was run with another recipe; take another folder, or remove "
-                f"{root / step.makes} and its entry in {root / STEPS}"
-            )
-    for name, content in recipe.files.items():
-        write_file(root / name, content.encode(), force=True)
-    for number, step in enumerate(recipe.steps, 1):
-        title = f"step {number} of {len(recipe.steps)}, {step.name}"
-        if step.name in done:
-            say(f"{title}: done already")
-            continue
-        words = _words(step, root)
-        say(f"{title}: edgeomni {shlex.join(words)}")
-        started = perf_counter()
-        if code := run(words, root):
-            raise TrainError(f"{title} ended with exit code {code}; the same command goes on from here once it can")
-        if not (root / step.makes).exists():
-            raise TrainError(f"{title} has not made {root / step.makes}; correct the recipe")
-        done[step.name] = {"mark": marks[step.name], "seconds": round(perf_counter() - started, 1)}
-        write_file(root / STEPS, (json.dumps(done, indent=1) + "\n").encode(), force=True)
+    with _told_folder(root), alone_in(root):
+        done, now = _done(root), marks(recipe)
+        _check_unchanged(recipe, done, now, root)
+        _write_files(recipe, root, say)
+        for number, step in enumerate(recipe.steps, 1):
+            title = f"step {number} of {len(recipe.steps)}, {step.name}"
+            if step.name in done and (root / step.makes).exists():
+                say(f"{title}: done already")
+                continue
+            done[step.name] = Done(now[step.name], _take(step, title, root, say, run))
+            _write_steps(root, done)
+        say(f"{root / recipe.steps[-1].makes}: made, all steps are done")
 
 
-def _words(step: Step, root: Path) -> list[str]:
-    """The step's command; for a training run that has begun, the one that goes on with it."""
-    made = root / step.makes
-    if step.words[0] not in ("train", "train-codec") or not made.exists():
-        return step.words if not made.exists() else [*step.words, "--force"]
-    from .states import last_whole_state
+def marks(recipe: TrainingRecipe) -> dict[str, str]:
+    """Step's name -> a hash of its command, of the files it names, and of the earlier steps whose results it names.
 
-    if (made / "state.pt").is_file() or last_whole_state(made / "states") is not None:
-        return [step.words[0], "-o", step.makes, "--resume"]
-    shutil.rmtree(made)  # nothing of it was saved: killed before its first state
-    return step.words
-
-
-def _mark(step: Step, recipe: TrainingRecipe) -> str:
-    """A hash of the command and of the files that it names."""
-    read = {name: content for name, content in recipe.files.items() if name in step.words}
-    return hashlib.sha256(json.dumps([step.words, step.makes, read]).encode()).hexdigest()
-
-
-def _done(root: Path) -> dict[str, Any]:
-    if not (root / STEPS).is_file():
-        if any(root.iterdir()):
-            raise UsageError(f"{root} holds something else; take a new folder")
-        write_file(root / STEPS, b"{}\n")
-    found = json.loads((root / STEPS).read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise UsageError(f"{root / STEPS} was not written by edgeomni train --recipe; take a new folder")
+    So a step's mark changes with everything in the recipe that its result depends on, and with nothing else.
+    """
+    found = dict[str, str]()
+    for number, step in enumerate(recipe.steps):
+        said = " ".join(step.words)
+        read = {name: text for name, text in recipe.files.items() if _names(said, name)}
+        said = "\n".join([said, *read.values()])
+        used = [found[other.name] for other in recipe.steps[:number] if _names(said, other.makes)]
+        found[step.name] = hashlib.sha256(json.dumps([step.words, step.makes, read, used]).encode()).hexdigest()
     return found
 
 
-def _as_process(words: list[str], root: Path) -> int:
-    return subprocess.run([sys.executable, "-m", "edgeomni", *words], cwd=root, check=False).returncode
+def _names(text: str, path: str) -> bool:
+    """Whether a text names a path, or something that lies in it."""
+    return re.search(rf"(?<![\w.-]){re.escape(path)}(?![\w.-])", text) is not None
 
 
-def _shipped() -> Any:
-    return files(__package__) / "recipes"
+def _take(step: Step, title: str, root: Path, say: Callable[[str], None], run: Run) -> float:
+    """Runs a step; returns its seconds. Raises TrainError unless it ends well and makes what it says."""
+    words, started = _words(step, root), perf_counter()
+    say(f"{title}: edgeomni {shlex.join(words)}")
+    if code := run(words, root):
+        raise TrainError(f"{title}: {ended(code)}; the same command goes on from here once that is put right")
+    if not (root / step.makes).exists():
+        raise TrainError(f"{title}: has not made {root / step.makes}; correct `run` or `makes` in the recipe")
+    return round(perf_counter() - started, 1)
 
 
-def _check(recipe: TrainingRecipe, name: str) -> None:
-    made = [step.makes for step in recipe.steps]
-    if len({step.name for step in recipe.steps}) < len(made):
-        raise TrainError(f"{name}: two steps have one name; give each its own")
-    for path in [*made, *recipe.files]:
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise TrainError(f"{name}: {path} lies outside the recipe's folder; name a place within it")
+def _words(step: Step, root: Path) -> list[str]:
+    """The step's command; where it was begun before, a trainer goes on, and all else begins again."""
+    made = root / step.makes
+    if step.words[0] in TRAINERS:
+        return [*step.words, "--resume"] if (made / _RUN_CONFIG).is_file() else step.words
+    return [*step.words, "--force"] if made.exists() else step.words
+
+
+def _done(root: Path) -> dict[str, Done]:
+    """What steps.json says. Raises UsageError where `root` holds other things without it, or where it is not ours."""
+    path = root / STEPS
+    if not path.exists():
+        if there := sorted(entry.name for entry in root.iterdir()):
+            raise UsageError(f"{root} holds {first_few(there)} and no {STEPS}, so no recipe made it; take a new folder")
+        _write_steps(root, {})
+    source = Source(str(path), UsageError, "take a new folder, or remove this file to run every step again")
+    return typed(parse_json(read_bytes(path, source), source), dict[str, Done], source)
+
+
+def _write_steps(root: Path, done: dict[str, Done]) -> None:
+    text = json.dumps({name: asdict(step) for name, step in done.items()}, indent=1)
+    write_file(root / STEPS, f"{text}\n".encode(), force=True)
+
+
+def _check_unchanged(recipe: TrainingRecipe, done: dict[str, Done], now: dict[str, str], root: Path) -> None:
+    """Raises UsageError where what lies in `root` was made by other steps than the recipe has now."""
+    changed = [step for step in recipe.steps if step.name in done and done[step.name].mark != now[step.name]]
+    if there := [step for step in changed if (root / step.makes).exists()]:
+        names = ", ".join(step.name for step in there)
+        made = ", ".join(str(root / step.makes) for step in there)
+        raise UsageError(f"{root}: the recipe has changed since it did {names}; remove {made}, or take another folder")
+
+
+def _write_files(recipe: TrainingRecipe, root: Path, say: Callable[[str], None]) -> None:
+    """The recipe's files, and a word about each that was another one."""
+    for name, content in recipe.files.items():
+        path, data = root / name, content.encode()
+        if path.is_file() and path.read_bytes() == data:
+            continue
+        if path.exists():
+            say(f"{path}: was not what the recipe says, and is written again")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, data, force=True)
+
+
+@contextmanager
+def _told_folder(root: Path) -> Iterator[None]:
+    """The recipe's folder, made where it does not exist. What the disk refuses becomes a TrainError."""
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root} is a file; give a folder")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        yield
+    except EdgeOmniError:
+        raise
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise TrainError(f"{root}: cannot be written ({reason}); the same command goes on once it can") from exc
