@@ -1,0 +1,97 @@
+"""Files of training recipes: what is refused by name, and that every shipped one could be typed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from test_train_recipe import RECIPE, recipe
+
+from edgeomni.cli import main
+from edgeomni.errors import TrainError, UsageError
+from edgeomni.train.recipe_files import load_recipe, recipe_names
+
+BAD: list[tuple[str, str, str]] = [
+    ('title = "a model"', "", r"\$.*title"),
+    ('title = "a model"', 'title = "a"\nname = "b"', r"unknown key\(s\) \$\.name"),
+    ('name = "codec"', 'name = "ear"', r"\$\.steps: two steps have the same name"),
+    ('name = "codec"', 'name = ""', r"\$\.steps\[1\]\.name"),
+    ('makes = "codec"', "", r"\$\.steps\[1\].*makes"),
+    ("codec --data noise.wav -o codec", "codec --data 'noise.wav -o codec", r"\$\.steps\[1\]\.run: .*No closing quot"),
+    ('run = "data synth', 'run = "edgeomni data synth', r"\$\.steps\[0\]\.run: must begin with the command itself"),
+    ('run = "data synth --recipe en-small -o data"', 'run = "  "', r"\$\.steps\[0\]\.run: must begin"),
+    ('makes = "ear"', 'makes = "ear/checkpoint"', r"\$\.steps\[2\]\.makes: must be what the run's -o says, 'ear'"),
+    ("train ear.toml -o ear", "train ear.toml", r"\$\.steps\[2\]\.makes: must be what the run's -o says, ''"),
+    ('makes = "data"', 'makes = "/data"', "'/data' must be a plain path"),
+    ('makes = "data"', 'makes = "../data"', "'../data' must be a plain path"),
+    ('makes = "data"', 'makes = "."', "'.' must be a plain path"),
+    ('makes = "data"', 'makes = "data/"', "'data/' must be a plain path"),
+    ('"ear.toml" =', '"/ear.toml" =', "'/ear.toml' must be a plain path"),
+    ('"ear.toml" =', '"" =', "'' must be a plain path"),
+    ('makes = "data"', 'makes = "the bundle"', "'the bundle' would be written twice"),
+    ('makes = "data"', 'makes = "ear.toml"', "'ear.toml' would be written twice"),
+    ('makes = "data"', 'makes = "steps.json"', "'steps.json' would be written twice"),
+    ('"ear.toml" =', '"steps.json" =', "'steps.json' would be written twice"),
+]
+
+
+@pytest.mark.parametrize(("good", "bad", "named"), BAD)
+def test_a_bad_recipe_is_refused_by_the_name_of_its_key(good: str, bad: str, named: str) -> None:
+    assert RECIPE.count(good) == 1
+    with pytest.raises(TrainError, match=named) as caught:
+        recipe(RECIPE.replace(good, bad))
+    assert str(caught.value).startswith("mine.toml: ") and str(caught.value).endswith("; correct the recipe")
+
+
+def test_a_recipe_without_steps_is_none() -> None:
+    with pytest.raises(TrainError, match=r"\$\.steps"):
+        recipe('title = "nothing"\nsteps = []')
+
+
+def test_a_recipe_is_read_by_its_path_and_shipped_ones_by_name(tmp_path: Path) -> None:
+    (tmp_path / "my own.toml").write_text(RECIPE)
+    assert load_recipe(str(tmp_path / "my own.toml")) == recipe()
+    with pytest.raises(UsageError, match="no training recipe 'nosuch'; known are .*, or give a .toml file"):
+        load_recipe("nosuch")
+    with pytest.raises(TrainError, match="none.toml: cannot be read"):
+        load_recipe(str(tmp_path / "none.toml"))
+
+
+def test_every_command_of_a_shipped_recipe_is_one_that_edgeomni_takes() -> None:
+    for name in recipe_names():
+        for step in load_recipe(name).steps:
+            command: click.Command | None = main
+            word, words = "edgeomni", step.words
+            while isinstance(command, click.Group):
+                word, words = words[0], words[1:]
+                command = command.get_command(click.Context(command), word)
+            assert command is not None, (name, step.run)
+            assert command.make_context(word, words).command is command
+
+
+MISTAKES: dict[str, tuple[list[str], int, str]] = {
+    "an unknown recipe": (["--recipe", "nosuch", "-o", "new"], 2, "no training recipe 'nosuch'"),
+    "an empty name": (["--recipe", "", "-o", "new"], 2, "no training recipe ''"),
+    "a bad file": (["--recipe", "bad.toml", "-o", "new"], 1, "bad.toml: "),
+    "no output": (["--recipe", "good.toml"], 2, "Missing option '-o'"),
+    "with a source": (["good.toml", "--recipe", "good.toml", "-o", "new"], 2, "give nothing with it but -o"),
+    "with --resume": (["--recipe", "good.toml", "--resume", "-o", "new"], 2, "goes on by itself"),
+    "with --steps": (["--recipe", "good.toml", "--steps", "3", "-o", "new"], 2, "give nothing with it but -o"),
+    "with --seed 0": (["--recipe", "good.toml", "--seed", "0", "-o", "new"], 2, "give nothing with it but -o"),
+    "with --set": (["--recipe", "good.toml", "--set", "seed=1", "-o", "new"], 2, "give nothing with it but -o"),
+    "a folder in use": (["--recipe", "good.toml", "-o", "."], 2, "holds bad.toml, good.toml and no steps.json"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_on_the_command_line(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.toml").write_text(RECIPE)
+    Path("bad.toml").write_text('title = "nothing"')
+    words, code, message = MISTAKES[case]
+    done = CliRunner().invoke(main, ["train", *words])
+    assert (done.exit_code, message in done.output) == (code, True), done.output
+    assert "Traceback" not in done.output and isinstance(done.exception, SystemExit)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.toml", "good.toml"]
