@@ -179,3 +179,41 @@ def test_a_swapped_model_is_exported(shelf: Path, tmp_path: Path) -> None:
     bundle = export_bundle(loaded, tmp_path / "bundle", precision="fp32", threads=1, gate=GateOptions())
     assert bundle.manifest.gate["passed"] is True and bundle.spec == model.spec
     assert bundle.manifest.provenance["stages"] == "1, 2, 3"
+
+
+def with_other_tensors(shelf: Path, folder: Path, start: str) -> Path:
+    """The codec "snac" with every tensor whose name begins with `start` half as large again."""
+    file = Path(shutil.copytree(shelf / "snac", folder)) / "pytorch_model.bin"
+    state = torch.load(file)
+    assert any(name.startswith(start) for name in state)
+    torch.save({n: t * 1.5 if n.startswith(start) else t for n, t in state.items()}, file)
+    return folder
+
+
+def test_a_codec_with_another_decoder_alone_leaves_nothing_to_train(shelf: Path, tmp_path: Path) -> None:
+    old = trained(shelf)
+    rows, encoder = old.audio_rows().clone(), old.codec.encoder.state_dict()
+    decoder = with_other_tensors(shelf, tmp_path / "decoder", "decoder.")
+    found = swapped(tmp_path, old, codec=decoder.name)
+    facts = found.model.provenance
+    assert (facts["weights"], facts["untrained"], facts["stages"]) == ("trained", "", "")
+    assert "same codes" in found.notes.parts["codec"] and not found.notes.stages
+    assert torch.equal(found.model.audio_rows(), rows)
+    wanted = torch.load(decoder / "pytorch_model.bin")
+    assert all(torch.equal(t, wanted[f"decoder.{n}"]) for n, t in found.model.codec.decoder.state_dict().items())
+    assert all(torch.equal(t, encoder[n]) for n, t in found.model.codec.encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("start", ["encoder.", "quantizer."])
+def test_a_codec_with_other_codes_has_to_be_learned(shelf: Path, tmp_path: Path, start: str) -> None:
+    other = with_other_tensors(shelf, tmp_path / "other", start)
+    found = swapped(tmp_path, trained(shelf), codec=other.name)
+    assert list(found.notes.stages) == [1, 3] and found.model.provenance["weights"] == "random"
+
+
+def test_a_decoder_does_not_finish_what_still_waited(shelf: Path, tmp_path: Path) -> None:
+    old = trained(shelf)
+    old.provenance = {"weights": "random", "stages": "2", "untrained": "special tokens"}
+    with_other_tensors(shelf, tmp_path / "decoder", "decoder.")
+    facts = swapped(tmp_path, old, codec="decoder").model.provenance
+    assert (facts["weights"], facts["untrained"], facts["stages"]) == ("random", "special tokens", "2")

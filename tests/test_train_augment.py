@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from edgeomni.errors import AudioError, TrainError
+from edgeomni.spec import TokenLayout
 from edgeomni.train.augment import AugmentConfig, Augmenter, impulse_response, pink
 
 RATE = 16000
@@ -245,3 +246,28 @@ def test_a_mask_covers_its_share_at_most_and_all_of_them_leave_something() -> No
 def test_values_that_make_no_sense_are_refused(config: dict[str, Any], said: str) -> None:
     with pytest.raises(TrainError, match=said):
         AugmentConfig(**config)
+
+
+def test_codes_alone_are_drawn_anew_and_as_many_as_asked_for() -> None:
+    layout = TokenLayout(text_vocab=100, audio_vocab=80, codebook_size=16, streams=3)
+    rng = np.random.default_rng(0)
+    own = rng.integers(0, 18, (3, 4000))  # 16 and 17 are special ids
+    ids = np.concatenate([own + [[100], [180], [260]], rng.integers(0, 100, (1, 4000))]).astype(np.int32)
+    before = ids.copy()
+    out = Augmenter(AugmentConfig(code_share=0.5)).codes(ids, layout, seed=3)
+    assert (ids == before).all()
+    assert (out[3] == ids[3]).all() and (out[:3][own >= 16] == ids[:3][own >= 16]).all()
+    for stream, first in enumerate((100, 180, 260)):
+        new = out[stream] - first
+        assert new.min() >= 0 and new[own[stream] < 16].max() == 15
+        changed = (out[stream] != ids[stream])[own[stream] < 16].mean()
+        assert changed == pytest.approx(0.5 * 15 / 16, abs=0.03)  # one draw in 16 is the code that was there
+
+
+def test_codes_stay_without_a_share_and_follow_the_seed() -> None:
+    layout = TokenLayout(text_vocab=100, audio_vocab=80, codebook_size=16, streams=3)
+    ids = np.tile(np.array([[103], [190], [265], [7]], np.int32), (1, 200))
+    assert (Augmenter(AugmentConfig()).codes(ids, layout, seed=1) == ids).all()
+    changing = Augmenter(AugmentConfig(code_share=0.3))
+    assert (changing.codes(ids, layout, seed=1) == changing.codes(ids, layout, seed=1)).all()
+    assert (changing.codes(ids, layout, seed=1) != changing.codes(ids, layout, seed=2)).any()

@@ -61,7 +61,7 @@ def swap(
     """`old` with other parts, each a hub id or a local directory as `compose` takes them.
 
     Encoder: the adapter is kept where the widths agree. Codec: the audio rows are kept where streams and codebook
-    size agree. LLM: special tokens and audio rows are kept where its width does, the TTS adapter where its blocks fit.
+    size agree; where only its decoder is another (`train-codec --decoder-only`), nothing has to be trained again. LLM: special tokens and audio rows are kept where its width does, the TTS adapter where its blocks fit.
     All else that belongs to the LLM is the new one's: body, text rows, tokenizer; the chat template returns to the
     default. `adapter`, `tts_layers`: of what becomes new, as it was by default. `streams` as in `compose`; a Mimi in
     place of a Mimi speaks as many as before. The new model takes over the tensors of `old`, uncopied.
@@ -76,7 +76,7 @@ def swap(
         spec = _spec_of(old.spec, new, adapter, tts_layers)
         model = skeleton(spec, new.codec.config if new.codec else old.codec_config)
     _refuse_misfits(model, given, new)
-    fit = _fit_of(old.spec, spec, given)
+    fit = replace(_fit_of(old.spec, spec, given), codes=_same_codes(old, new.codec))
     if adapter and fit.adapter:
         raise UsageError(
             f"--adapter {adapter} is what the checkpoint has, and it fits and is kept; leave --adapter out"
@@ -174,6 +174,17 @@ def _fit_of(old: OmniSpec, new: OmniSpec, given: dict[str, str]) -> Fit:
     )
 
 
+def _same_codes(old: OmniModel, codec: parts.Codec | None) -> bool:
+    """Whether the new codec's tensors are the old one's, its decoder apart."""
+    if codec is None or codec.config != old.codec_config:
+        return False
+    before, after = (
+        {name: t.float() for name, t in state.items() if not name.startswith("decoder.")}
+        for state in (old.codec.state_dict(), codec.state)
+    )
+    return before.keys() == after.keys() and all(torch.equal(t, after[name]) for name, t in before.items())
+
+
 def _tensors(old: OmniModel, spec: OmniSpec, new: _Parts, fit: Fit, seed: int) -> dict[str, Tensor]:
     """All tensors that are not to be drawn from nothing, under their names in the model."""
     kept = {
@@ -248,7 +259,7 @@ def _describe(model: OmniModel, old: OmniModel, given: dict[str, str], new: _Par
     marks = [str(before.get("source_hash", "")), *(f"{name} {sources.mark(s)}" for name, s in given.items()), str(seed)]
     replaced = ", ".join(f"{name} {sources.short_name(source)}" for name, source in given.items())
     model.provenance = {
-        "weights": "random",
+        "weights": "random" if notes.stages else "trained",
         "kind": "swapped",
         "untrained": ", ".join(notes.untrained),
         "stages": ", ".join(map(str, notes.stages)),

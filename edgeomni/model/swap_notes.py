@@ -16,12 +16,16 @@ _ORDER = ("adapter", "TTS adapter", "special tokens", "audio rows")
 
 @dataclass(frozen=True)
 class Fit:
-    """Which of the trained tensors have the sizes that the new model needs, and are kept."""
+    """Which of the trained tensors have the sizes that the new model needs, and are kept.
+
+    `codes`: the new codec is the old one but for its decoder, so that its codes are the old ones.
+    """
 
     adapter: bool
     specials: bool
     audio_rows: bool
     tts: bool
+    codes: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,13 @@ def notes_of(given: Mapping[str, str], fit: Fit, before: Mapping[str, Any], old:
     why: dict[int, list[str]] = {stage: [] for stage in STAGES}
     if "encoder" in given:
         _encoder(why, fit)
-    if "codec" in given:
+    if "codec" in given and not fit.codes:
         _codec(why, fit)
     if "llm" in given:
         _llm(why, fit)
     _earlier(why, before)
     stages = {stage: list(dict.fromkeys(reasons)) for stage, reasons in why.items() if reasons}
-    return Notes(_parts(given, fit, old, new), stages, _untrained(given, before, new))
+    return Notes(_parts(given, fit, old, new), stages, _untrained(given, fit, before, new))
 
 
 def _encoder(why: dict[int, list[str]], fit: Fit) -> None:
@@ -77,11 +81,11 @@ def _earlier(why: dict[int, list[str]], before: Mapping[str, Any]) -> None:
         why[stage].append("the checkpoint that was swapped from had not been trained in it")
 
 
-def _untrained(given: Mapping[str, str], before: Mapping[str, Any], new: OmniSpec) -> list[str]:
+def _untrained(given: Mapping[str, str], fit: Fit, before: Mapping[str, Any], new: OmniSpec) -> list[str]:
     names = {name for name in str(before.get("untrained", "")).split(", ") if name}
     if "encoder" in given:
         names |= {"adapter"}
-    if "codec" in given:
+    if "codec" in given and not fit.codes:
         names |= {"audio rows", "TTS adapter"}
     if "llm" in given:
         names |= set(_ORDER)
@@ -92,6 +96,8 @@ def _untrained(given: Mapping[str, str], before: Mapping[str, Any], new: OmniSpe
 
 def _parts(given: Mapping[str, str], fit: Fit, old: OmniSpec, new: OmniSpec) -> dict[str, str]:
     told = {NAMES[name]: f"replaced by {sources.short_name(source)}" for name, source in given.items()}
+    if fit.codes:
+        told["codec"] += ", which has another decoder for the same codes: what speaks them stays trained"
     told["adapter"] = "kept" if fit.adapter else _new_adapter(old, new)
     told["special tokens"] = "kept" if fit.specials else "new, at the statistics of the LLM's rows"
     told["audio rows"] = "kept" if fit.audio_rows else _new_audio_rows(fit, new)

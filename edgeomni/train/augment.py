@@ -1,4 +1,4 @@
-"""Changes of recordings that a model should not mind: speed, room, noise, volume, and masks on the log-mel.
+"""Changes that a model should not mind: speed, room, noise, volume, masks on the log-mel, wrong codes before its own.
 
 Everything is decided by the configuration and a seed: the same two give the same samples again, in any process.
 """
@@ -15,13 +15,15 @@ import numpy as np
 import soxr
 
 from .. import audio
-from ..arrays import F32, F64
+from ..arrays import F32, F64, I32
 from ..errors import TrainError
+from ..spec import TokenLayout
+from ..tokens import shift_audio
 
 Range = tuple[float, float]
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
 """Suffixes of the files in a noise folder that are taken for recordings."""
-_SPEED, _ROOM, _NOISE, _VOLUME, _MEL = range(5)
+_SPEED, _ROOM, _NOISE, _VOLUME, _MEL, _CODES = range(6)
 """Part of a random generator's seed, so that no change depends on whether another is made."""
 _QUIETEST = 10 * audio.SILENCE_PEAK
 """Peak below which volume is not lowered."""
@@ -61,6 +63,8 @@ class AugmentConfig:
     frequency_masks: int = 2
     frequency_width: int = 15
     """Mel bands that one mask covers at most."""
+    code_share: float = 0.0
+    """Share of an answer's codes that the model reads wrong in training, so that it speaks on after a mistake."""
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self) if f.name != "noise_folder"):
@@ -122,6 +126,21 @@ class Augmenter:
         most = min(config.frequency_width, bands // (config.frequency_masks + 1))
         for _ in range(config.frequency_masks):
             out[_span(most, bands, rng), :frames] = mean
+        return out
+
+    def codes(self, ids: I32, layout: TokenLayout, seed: int) -> I32:
+        """A copy of ids [K+1, T] of the joint vocabulary (frames.Frames) with `code_share` of the codes drawn anew.
+
+        Each is drawn evenly from the codebook of its stream. Text and special ids stay.
+        """
+        if not self.config.code_share:
+            return ids
+        rng, out = np.random.default_rng([seed, _CODES]), ids.copy()
+        shifts = shift_audio(layout, np.zeros((layout.streams, 1), np.int32))
+        audio = out[: layout.streams]
+        codes = (audio >= shifts) & (audio < shifts + layout.codebook_size)
+        changed = codes & (rng.random(audio.shape) < self.config.code_share)
+        audio[changed] = (shifts + rng.integers(layout.codebook_size, size=audio.shape))[changed]
         return out
 
     def _noise(self, x: F32, rate: int, rng: np.random.Generator) -> F32:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,8 @@ class Reader:
         frames = frames_of(self.spec.layout, task, prompt, self._answer_ids(sample, task), codes)
         if frames.length > self.spec.context:
             raise DataError(f"{frames.length} frames exceed the model's context of {self.spec.context}")
+        if self._augmenter is not None and seed is not None:
+            frames = replace(frames, ids=self._augmenter.codes(frames.ids, self.spec.layout, seed))
         return Item(task, frames, heard, sample.text if heard else "")
 
     def _prompt(self, sample: Sample, task: Task, features: int) -> Prompt:
