@@ -19,7 +19,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 demo: $(STAMP)
-	$(BIN)/edgeomni demo
+	$(BIN)/edgeomni demo -o build/nano-demo --force
 
 setup: $(STAMP)
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import click
 
-from .common import console
+from .common import console, force_option
 
 
 @click.command("demo")
-@click.option("--keep", metavar="DIR", help="Leave the checkpoint, the bundles and the answers in this new folder.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random weights.")
-def demo_(keep: str | None, seed: int) -> None:
-    """Build, export, ask and profile a tiny model with random weights, start to end, in about a minute."""
+@click.argument("question", required=False)
+@click.option("-o", "--output", metavar="DIR", default="nano-demo", show_default=True, help="Folder to make.")
+@click.option(
+    "--questions", type=click.IntRange(1), default=12, show_default=True, metavar="N", help="Asked for the table."
+)
+@click.option("--seed", type=click.IntRange(0), help="Chooses the questions [default: the recipe's].")
+@force_option
+def demo_(question: str | None, output: str, questions: int, seed: int | None, force: bool) -> None:
+    """Ask the shipped model nano a spoken QUESTION (a sound file), and compare fp32, INT8 and INT4.
+
+    Without a sound file espeak-ng speaks a question, and where it is not installed the shipped one is asked. DIR gets
+    the question, the answer, a picture of both, and all figures. What this install lacks is left out.
+    """
     from ..demo import demo
 
-    demo(console(), keep=keep, seed=seed)
+    demo(console(), question, output, questions=questions, seed=seed, force=force)
