@@ -11,8 +11,8 @@ from ..arrays import F32
 from ..errors import UsageError
 from ..sampling import Sampling
 from ..session import AudioChunk, Event, Session, TextDelta, TurnEnd
-from ..shipped import SampleQuestion, sample_question
-from ..spec import AUDIO_IN, AUDIO_OUT, TASKS
+from ..shipped import sample_question
+from ..spec import AUDIO_OUT, TASKS
 from . import answer
 from .answer import Limits, reason
 from .common import engine_options, force_option, options, verbosity, verbosity_options
@@ -96,7 +96,7 @@ def run_(
     _check_display(as_json, output, how)
     click.get_current_context().with_resource(verbosity(how["quiet"], how["verbose"]))
     source, question = _named(source, question, model)
-    sample = _sample(source, question, how)
+    sample = sample_question(source) if question is None and how["text"] is None else None
     question = str(sample.path) if sample else question
     task = task_of(how["task"], question, how["text"])
     speaks = check_outputs(task in AUDIO_OUT, output, play, tokens_out, how["force"])
@@ -142,12 +142,6 @@ def _named(source: str | None, question: str | None, model: str | None) -> tuple
     if source is None:
         raise click.MissingParameter("Give it, or --model.", param_hint="'SOURCE'", param_type="argument")
     return source, question
-
-
-def _sample(source: str, question: str | None, how: dict[str, Any]) -> SampleQuestion | None:
-    """What a shipped model is asked where nothing else is and the task hears; else None."""
-    hears = how["text"] is None and (how["task"] is None or how["task"] in AUDIO_IN)
-    return sample_question(source) if hears and question is None else None
 
 
 def _request(how: dict[str, Any], limits: Limits) -> dict[str, Any]:
