@@ -23,6 +23,8 @@ BAD: list[tuple[str, str, str]] = [
     ('run = "data synth', 'run = "edgeomni data synth', r"\$\.steps\[0\]\.run: must begin with the command itself"),
     ('run = "data synth --recipe en-small -o data"', 'run = "  "', r"\$\.steps\[0\]\.run: must begin"),
     ('makes = "ear"', 'makes = "ear/checkpoint"', r"\$\.steps\[2\]\.makes: must be what the run's -o says, 'ear'"),
+    ("train ear.toml", "train eye.toml", r"\$\.steps\[2\]\.run: 'eye\.toml' is neither in \$\.files nor made"),
+    ("--recipe en-small", "--recipe mine.toml", r"\$\.steps\[0\]\.run: 'mine\.toml' is neither"),
     ("train ear.toml -o ear", "train ear.toml", r"\$\.steps\[2\]\.makes: must be what the run's -o says, ''"),
     ('makes = "data"', 'makes = "/data"', "'/data' must be a plain path"),
     ('makes = "data"', 'makes = "../data"', "'../data' must be a plain path"),
@@ -50,6 +52,12 @@ def test_a_recipe_without_steps_is_none() -> None:
         recipe('title = "nothing"\nsteps = []')
 
 
+@pytest.mark.parametrize("name", ["/elsewhere/ear.toml", "data/ear.toml"])
+def test_a_configuration_may_lie_elsewhere_or_be_made_by_a_step(name: str) -> None:
+    found = recipe(RECIPE.replace("train ear.toml", f"train {name}"))
+    assert found.steps[2].words == ["train", name, "-o", "ear"]
+
+
 def test_a_recipe_is_read_by_its_path_and_shipped_ones_by_name(tmp_path: Path) -> None:
     (tmp_path / "my own.toml").write_text(RECIPE)
     assert load_recipe(str(tmp_path / "my own.toml")) == recipe()
@@ -69,6 +77,12 @@ def test_every_command_of_a_shipped_recipe_is_one_that_edgeomni_takes() -> None:
                 command = command.get_command(click.Context(command), word)
             assert command is not None, (name, step.run)
             assert command.make_context(word, words).command is command
+
+
+def test_the_recipe_of_nano_makes_its_data_by_the_recipes_of_its_name() -> None:
+    steps = [step.words for step in load_recipe("nano").steps]
+    made = {words[words.index("--recipe") + 1] for words in steps if words[:2] == ["data", "synth"]}
+    assert {"nano", "nano-voice"} <= made
 
 
 MISTAKES: dict[str, tuple[list[str], int, str]] = {

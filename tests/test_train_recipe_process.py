@@ -102,12 +102,21 @@ def pid_in(path: Path) -> int:
     return int(path.read_text())
 
 
+def main_thread_waits() -> bool:
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame and frame.f_code is not subprocess.Popen.wait.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
 def signalled(number: int, *, child_too: bool, tmp_path: Path) -> int:
-    """Sends a signal to this process (and to the command) as soon as the command is ready; returns the command's id."""
+    """Sends a signal to this process (and the command) when the one waits for the other; returns the command's id."""
     found = []
 
     def send() -> None:
         found.append(pid_in(tmp_path / "ready"))
+        while not main_thread_waits():
+            time.sleep(0.01)
         for pid in [os.getpid(), *(found if child_too else [])]:
             os.kill(pid, number)
 
@@ -121,9 +130,7 @@ def signalled(number: int, *, child_too: bool, tmp_path: Path) -> int:
 
 
 def test_ctrl_c_leaves_the_command_time_to_put_its_things_in_order(program: Path, tmp_path: Path) -> None:
-    program.write_text(
-        "#!/bin/sh\ntrap 'sleep 1; touch ended; exit 130' INT\necho $$ > ready\nwhile :; do sleep 0.1; done\n"
-    )
+    program.write_text(WAITS.format("sleep 1; touch ended; exit 130", "INT"))
     with pytest.raises(KeyboardInterrupt):
         signalled(signal.SIGINT, child_too=True, tmp_path=tmp_path)
     assert (tmp_path / "ended").exists()

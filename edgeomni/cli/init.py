@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import DataError, UsageError
+from ..errors import UsageError
 from .common import force_option, options
 
 if TYPE_CHECKING:
@@ -136,19 +136,14 @@ def check_preset(preset: str | None, random: bool) -> None:
 def texts_of(data: Sequence[str]) -> Iterator[str]:
     """Everything that is said or written in samples: system prompts, earlier turns, questions, answers.
 
-    Raises DataError for data that cannot be read or holds no text.
+    Raises DataError for data that cannot be read; a sample without a text or an answer cannot.
     """
     from ..data.readers import read_data
 
     for source in data:
-        found = False
         for sample in read_data(source).samples:
             turns = [*sample.history, (sample.text, sample.answer)]
-            texts = [text for text in (sample.system, *(part for turn in turns for part in turn)) if text]
-            found = found or bool(texts)
-            yield from texts
-        if not found:
-            raise DataError(f"{source}: no sample has a text, so there are no words; give samples with text or answer")
+            yield from (text for text in (sample.system, *(part for turn in turns for part in turn)) if text)
 
 
 def _made(source: dict[str, Any], words: Sequence[str], half: bool) -> tuple[Any, list[str]]:

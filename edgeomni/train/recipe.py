@@ -102,7 +102,7 @@ def marks(recipe: TrainingRecipe) -> dict[str, str]:
     """
     found = dict[str, str]()
     for number, step in enumerate(recipe.steps):
-        said = " ".join(step.words)
+        said = " ".join(step.words[1:])
         read = {name: text for name, text in recipe.files.items() if _names(said, name)}
         said = "\n".join([said, *read.values()])
         used = [found[other.name] for other in recipe.steps[:number] if _names(said, other.makes)]
@@ -111,8 +111,8 @@ def marks(recipe: TrainingRecipe) -> dict[str, str]:
 
 
 def _names(text: str, path: str) -> bool:
-    """Whether a text names a path, or something that lies in it."""
-    return re.search(rf"(?<![\w.-]){re.escape(path)}(?![\w.-])", text) is not None
+    """Whether a text names a path, or something that lies in it. Names of TOML keys and tables do not count."""
+    return re.search(rf"(?<![\w.-]){re.escape(path)}(?![\w.-]|\]|\s*=)", text) is not None
 
 
 def _take(step: Step, title: str, root: Path, say: Callable[[str], None], run: Run) -> float:

@@ -38,6 +38,7 @@ def parse_recipe(raw: bytes, where: str) -> TrainingRecipe:
     for index, step in enumerate(recipe.steps):
         _check_step(step, f"$.steps[{index}]", source)
     _check_names(recipe, source)
+    _check_configs(recipe, source)
     return recipe
 
 
@@ -52,6 +53,16 @@ def _check_step(step: Step, path: str, source: Source) -> None:
         raise source.fault(
             f"must be what the run's -o says, {_output_of(words)!r}, not {step.makes!r}", f"{path}.makes"
         )
+
+
+def _check_configs(recipe: TrainingRecipe, source: Source) -> None:
+    """Refuses a configuration that nobody writes: training may be hours away when it would be missed."""
+    made = tuple(f"{step.makes}/" for step in recipe.steps)
+    for index, step in enumerate(recipe.steps):
+        for word in step.words:
+            there = word in recipe.files or word.startswith(made) or Path(word).is_absolute()
+            if word.endswith(".toml") and not there:
+                raise source.fault(f"{word!r} is neither in $.files nor made by a step", f"$.steps[{index}].run")
 
 
 def _output_of(words: list[str]) -> str:
