@@ -27,6 +27,7 @@ from edgeomni.prompts import system_ids
 from edgeomni.schema import Source, parse_toml
 from edgeomni.spec import TASKS
 from edgeomni.text import Tokenizer
+from edgeomni.train import recipe_files
 from edgeomni.train.augment import AugmentConfig
 from edgeomni.train.config import (
     PARTS,
@@ -41,6 +42,7 @@ from edgeomni.train.config import (
     stage_tasks,
 )
 from edgeomni.train.config_file import read_config
+from edgeomni.train.recipe import Step, TrainingRecipe
 from edgeomni.train.run import RunFolder
 from edgeomni.train.stages import modes_of
 
@@ -137,13 +139,24 @@ def test_the_table_of_a_runs_files_names_them_all() -> None:
 
 
 def test_the_toml_blocks_are_read(tmp_path: Path) -> None:
-    configs = [block for block in blocks("toml") if "[[topics]]" not in block]
-    assert len(configs) == len(blocks("toml")) - 1 == 3
+    configs = [block for block in blocks("toml") if "[[" not in block]
+    assert len(configs) == len(blocks("toml")) - 2 == 3
     for text in configs:
         path = tmp_path / "config.toml"
         path.write_text(text)
         read_config(path)
     parse_recipe(block_with("[[topics]]").encode(), "translate.toml")
+
+
+def test_the_training_recipe_is_read_with_its_files_and_its_commands_are_taken(tmp_path: Path) -> None:
+    recipe = recipe_files.parse_recipe(block_with("[[steps]]").encode(), "my.toml")
+    for name, content in recipe.files.items():
+        (tmp_path / name).write_text(content)
+        read_config(tmp_path / name)
+    for step in recipe.steps:
+        check_command(step.words)
+    keys = {quoted(line[0])[0] for line in list(rows("Recipes: from nothing to a model in one command"))[1:]}
+    assert keys == {field.name for kind in (TrainingRecipe, Step) for field in fields(kind)}
 
 
 def test_the_json_lines_are_read_and_serve_what_is_said(tmp_path: Path) -> None:
@@ -164,6 +177,10 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", [pytest.param(words, id=" ".join(words)) for words in commands()])
 def test_every_command_is_one_that_edgeomni_takes(words: list[str]) -> None:
+    check_command(words)
+
+
+def check_command(words: list[str]) -> None:
     command: click.Command | None = main
     name = "edgeomni"
     while isinstance(command, click.Group):
