@@ -54,7 +54,7 @@ def facts(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def said_and_made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("demo") / "made"
-    result = edgeomni("demo", "-o", folder, "--questions", QUESTIONS)
+    result = edgeomni("demo", "-o", folder, "--questions", QUESTIONS, "--threads", 1)
     assert result.exit_code == 0, (result.stderr, result.exception)
     return result.stdout, folder
 
@@ -88,7 +88,11 @@ def test_the_folder_holds_all_of_it(made: Path) -> None:
     asked, _ = soundfile.read(made / "question.wav", dtype="int16")
     spoken, _ = soundfile.read(made / "data" / first["audio"], dtype="int16")
     np.testing.assert_array_equal(asked, spoken)
-    assert found["left_out"] == [] and list(found["precisions"]) == sorted(["fp32", "int4", "int8"])
+    assert (
+        found["threads"] == 1
+        and found["left_out"] == []
+        and list(found["precisions"]) == sorted(["fp32", "int4", "int8"])
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
@@ -112,7 +116,7 @@ def test_the_table_is_what_an_evaluation_of_its_own_finds(made: Path, precision:
 def asked_again(bundle: Bundle, samples: Any) -> Evaluation:
     how = Asking(max_seconds=4.0, max_length=longest(bundle.spec))
     hearings = Hearings("pocketsphinx", possible_answers())
-    return evaluate(bundle, samples, tasks=("asr", "aa"), recogniser=hearings, asking=how)
+    return evaluate(bundle, samples, tasks=("asr", "aa"), recogniser=hearings, asking=how, threads=1)
 
 
 def test_a_recogniser_has_every_answer_to_choose_from() -> None:
@@ -127,7 +131,7 @@ def test_without_torch_the_users_question_is_asked_of_int4(tmp_path: Path) -> No
     folder.mkdir()
     (folder / "demo.json").write_text("{}")
     (folder / "old.txt").write_text("of an earlier run")
-    said = without("torch", wav, "-o", folder, "--questions", 1, "--force")
+    said = without("torch", wav, "-o", folder, "--questions", 1, "--threads", 1, "--force")
     found = facts(folder)
     assert not (folder / "old.txt").exists() and (folder / "picture.png").is_file()
     assert found["question"]["origin"] == "yours" and found["question"]["text"] == ""
@@ -141,7 +145,7 @@ def test_without_torch_the_users_question_is_asked_of_int4(tmp_path: Path) -> No
 
 def test_with_nothing_installed_but_the_runtime_it_answers_the_shipped_question(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
-    without("torch,espeakng_loader,pocketsphinx,jiwer,matplotlib", "-o", folder)
+    without("torch,espeakng_loader,pocketsphinx,jiwer,matplotlib", "-o", folder, "--threads", 1)
     found = facts(folder)
     assert found["question"]["text"] == (SHIPPED / "question.txt").read_text().strip()
     assert set(found["precisions"]["int4"]["figures"]) == {"mb", "first_audio_ms", "rtf", "peak_rss_mb"}

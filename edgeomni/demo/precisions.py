@@ -54,12 +54,11 @@ class Words:
     tasks: Collection[Task]
     hearings: Hearings | None
 
-    def of(self, bundle: Bundle, name: str) -> Evaluation:
+    def of(self, bundle: Bundle, name: str, threads: int | None) -> Evaluation:
         """Raises what `evaluate` raises."""
         asking = Asking(max_seconds=MAX_SECONDS, max_length=longest(bundle.spec))
-        return evaluate(
-            bundle, self.samples, tasks=self.tasks, recogniser=self.hearings, asking=asking, name=NAMES[name]
-        )
+        how: dict[str, Any] = {"tasks": self.tasks, "recogniser": self.hearings, "asking": asking, "threads": threads}
+        return evaluate(bundle, self.samples, name=NAMES[name], **how)
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def words_of(samples: Sequence[Sample], answers: Sequence[str]) -> tuple[Words, 
     return Words(samples, tasks, None if lacking else hearings), lacking
 
 
-def exported(checkpoint: Path, folder: Path, tell: Say) -> tuple[dict[str, Bundle], list[str]]:
+def exported(checkpoint: Path, folder: Path, threads: int | None, tell: Say) -> tuple[dict[str, Bundle], list[str]]:
     """Precision -> bundle, exported to new folders in `folder` and past the gate; or why there is none.
 
     Raises what `export_bundle` raises.
@@ -117,7 +116,7 @@ def exported(checkpoint: Path, folder: Path, tell: Say) -> tuple[dict[str, Bundl
         bundles = {}
         for name in EXPORTED:
             tell(f"export to {NAMES[name]}, which the gate compares with the checkpoint ...")
-            bundles[name] = export_bundle(model, folder / f"bundle-{name}", precision=name)
+            bundles[name] = export_bundle(model, folder / f"bundle-{name}", precision=name, threads=threads)
     except ModuleNotFoundError as exc:
         if (exc.name or "").startswith("edgeomni"):
             raise
@@ -126,13 +125,14 @@ def exported(checkpoint: Path, folder: Path, tell: Say) -> tuple[dict[str, Bundl
     return bundles, []
 
 
-def measured(name: str, bundle: Bundle, question: Path, words: Words | None) -> Measured:
+def measured(name: str, bundle: Bundle, question: Path, words: Words | None, threads: int | None) -> Measured:
     """Words first, then times and memory of answers to `question` in a process of their own.
 
     Raises what `evaluate` and `measure_apart` raise.
     """
-    evaluation = words.of(bundle, name) if words else None
-    return Measured(name, evaluation, measure_apart(Job(str(bundle.path), audio=str(question), turns=TURNS)))
+    evaluation = words.of(bundle, name, threads) if words else None
+    job = Job(str(bundle.path), audio=str(question), turns=TURNS, threads=threads)
+    return Measured(name, evaluation, measure_apart(job))
 
 
 def table(rows: Sequence[Measured]) -> Table:

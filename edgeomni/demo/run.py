@@ -12,7 +12,7 @@ from .. import __version__
 from ..bundle import Bundle
 from ..data.sample import Sample
 from ..errors import EngineError
-from ..hardware import detect
+from ..hardware import check_threads, detect
 from ..outputs import new_directory
 from ..printing import say, show
 from ..session import Session
@@ -39,20 +39,21 @@ def demo(
     *,
     questions: int = QUESTIONS,
     seed: int | None = None,
+    threads: int | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Asks the shipped model and measures it; makes the folder `output` and returns what its demo.json holds.
 
     `wav`: the question [default: one that espeak-ng speaks, or without it the shipped one]. `questions`: how many are
-    asked for the table. `seed` chooses them [default: the recipe's]. What this install lacks is left out, and said. The
-    folder holds question.wav, answer.wav, picture.png, demo.json, the questions of the table in data/, and the exported
-    bundles; it appears when all is done.
+    asked for the table. `seed` chooses them [default: the recipe's]. `threads`: to compute with [default: all cores].
+    What this install lacks is left out, and said. The folder holds question.wav, answer.wav, picture.png, demo.json,
+    the questions of the table in data/, and the exported bundles; it appears when all is done.
 
     Raises UsageError where `output` exists and may not be replaced, AudioError for a sound file that cannot be a
     question, BundleError or CheckpointError where the model is missing, and GateError where an export misses the gate.
     """
     with new_directory(output, _objection if force else None) as stage:
-        facts = _Demo(console, stage).run(wav, questions, seed)
+        facts = _Demo(console, stage, threads).run(wav, questions, seed)
         (stage / ABOUT).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         made = ", ".join(sorted(path.name + "/" * path.is_dir() for path in stage.iterdir()))
     say(console, f"{Path(output)} holds {made}")
@@ -62,8 +63,9 @@ def demo(
 class _Demo:
     """Fills the folder `stage`. `lacking`: what was left out, and why."""
 
-    def __init__(self, console: Console, stage: Path) -> None:
-        self.console, self.stage, self.lacking = console, stage, list[str]()
+    def __init__(self, console: Console, stage: Path, threads: int | None) -> None:
+        check_threads(threads)
+        self.console, self.stage, self.threads, self.lacking = console, stage, threads, list[str]()
         self.bundle = Bundle.open(found(MODEL, "bundle", stage))  # nothing in `stage` has the model's name
 
     def run(self, wav: str | os.PathLike[str] | None, questions: int, seed: int | None) -> dict[str, Any]:
@@ -99,15 +101,15 @@ class _Demo:
             out.write(asked.samples)
         said = f'"{asked.text}", ' if asked.text else ""
         say(self.console, f"question:   {said}{len(asked.samples) / rate:.1f} s, {asked.origin}")
-        with Session.open(self.bundle) as session:
+        with Session.open(self.bundle, threads=self.threads) as session:
             answer = answered(self.console, session, asked.samples, self.stage / "answer.wav")
         say(self.console, summary(answer))
         return answer
 
     def _draw(self, asked: Question, answer: Answer) -> None:
-        rate, cores = self.bundle.spec.front_end.sample_rate, detect().cores
-        mb = f"{self.bundle.size / 1e6:.0f} MB"
-        title = f"{MODEL} ({precisions.NAMES[precisions.SHIPPED]}, {mb}) answers a spoken question on {cores} CPU cores"
+        rate, cores = self.bundle.spec.front_end.sample_rate, self.threads or detect().cores
+        what = f"{MODEL} ({precisions.NAMES[precisions.SHIPPED]}, {self.bundle.size / 1e6:.0f} MB)"
+        title = f"{what} answers a spoken question on {cores} CPU core{'s' * (cores > 1)}"
         parts = picture.Part(asked.samples, rate, answer.heard), picture.Part(answer.samples, answer.rate, answer.text)
         try:
             picture.draw(self.stage / "picture.png", *parts, answer.first_audio_s, title)
@@ -120,12 +122,12 @@ class _Demo:
             words, lacking = precisions.words_of(samples, question.possible_answers())
             self.lacking += lacking
         checkpoint = Path(found(MODEL, "checkpoint", self.stage))
-        bundles, lacking = precisions.exported(checkpoint, self.stage, self._tell)
+        bundles, lacking = precisions.exported(checkpoint, self.stage, self.threads, self._tell)
         self.lacking += lacking
         rows = []
         for name, bundle in {**bundles, precisions.SHIPPED: self.bundle}.items():
             self._tell(f"measure {precisions.NAMES[name]} ...")
-            rows.append(precisions.measured(name, bundle, self.stage / "question.wav", words))
+            rows.append(precisions.measured(name, bundle, self.stage / "question.wav", words, self.threads))
         return rows
 
     def _tell(self, step: str) -> None:
@@ -136,6 +138,7 @@ class _Demo:
         return {
             "edgeomni": __version__,
             "machine": detect().to_dict(),
+            "threads": self.threads,
             "question": {"text": asked.text, "origin": asked.origin, "seconds": len(asked.samples) / rate},
             "heard": answer.heard,
             "answer": {"text": answer.text, "ended": answer.end.reason, "timings": answer.end.timings},
