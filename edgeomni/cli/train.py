@@ -9,6 +9,7 @@ import click
 
 from ..errors import UsageError
 from ..printing import show
+from ..shipped import found
 from .common import console, options
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ def _config(
         if not resume:
             raise UsageError("give CONFIG.toml, or a checkpoint directory with --stage and --data")
         return stored_config(output, [*words, *changes])
-    path = Path(source)
+    path = Path(found(source, "checkpoint"))
     if path.is_dir():
-        data: dict[str, Any] = {"checkpoint": str(RunFolder(path).checkpoint) if is_run(path) else source}
+        data: dict[str, Any] = {"checkpoint": str(RunFolder(path).checkpoint if is_run(path) else path)}
         if not given["data"] and not any(change.startswith("data.train=") for change in changes):
             raise UsageError("--data is missing: name the samples to learn from")
         for word in words:

@@ -61,8 +61,9 @@ def swap(
     """`old` with other parts, each a hub id or a local directory as `compose` takes them.
 
     Encoder: the adapter is kept where the widths agree. Codec: the audio rows are kept where streams and codebook
-    size agree; where only its decoder is another (`train-codec --decoder-only`), nothing has to be trained again. LLM: special tokens and audio rows are kept where its width does, the TTS adapter where its blocks fit.
-    All else that belongs to the LLM is the new one's: body, text rows, tokenizer; the chat template returns to the
+    size agree; where only its decoder is another (`train-codec --decoder-only`), nothing has to be trained again. LLM:
+    special tokens and audio rows are kept where its width does, the TTS adapter where its blocks fit. All else that
+    belongs to the LLM is the new one's: body, text rows, tokenizer; the chat template returns to the
     default. `adapter`, `tts_layers`: of what becomes new, as it was by default. `streams` as in `compose`; a Mimi in
     place of a Mimi speaks as many as before. The new model takes over the tensors of `old`, uncopied.
 
