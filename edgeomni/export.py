@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 TOKENIZER = "tokenizer.json"
-STEPS, JUDGE_STEPS = 9, 2
+STEPS, JUDGE_STEPS = 9, 3
 """How often `export_bundle` calls `progress`, and how often more where a test set judges."""
 _TOOLS = ("edgeomni", "numpy", "onnx", "onnxruntime", "torch", "transformers", "snac")
 _log = logging.getLogger("edgeomni")
@@ -69,6 +69,8 @@ def export_bundle(
     own = _own_options((format_ for format_, _ in wanted.values()), options or {})
     progress("load checkpoint")
     model = _loaded(source)
+    if judge is not None and not limits.questions:
+        limits = replace(limits, questions=judge.questions(model.spec.front_end.sample_rate))
     with _staged(target, force) as stage:
         components: dict[str, Component] = {}
         for name in COMPONENTS:

@@ -1,4 +1,4 @@
-"""The shipped model, which has learned something: precisions compared by answers, and what random weights prove less."""
+"""The shipped model has learned something: its precisions are compared by answers."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_streamed_sound_is_the_offline_decode(int4: Session, questions: list[Sam
 
 
 def test_a_language_lora_loads_merges_and_exports(tmp_path: Path) -> None:
-    """Spanish, a few steps: the loss falls, the English text ability is told, and the merged model answers as the run."""
+    """Spanish, a few steps: the loss falls, and an export of the merged model answers as the run does."""
     synthesize("nano-es", tmp_path / "es", samples=64, workers=1)
     config = TrainConfig(
         stage="end-to-end",

@@ -107,14 +107,14 @@ def test_a_vocabulary_has_each_word_once_in_order_and_fills_its_rows() -> None:
 @pytest.mark.parametrize("text", TEXTS)
 def test_the_tokenizer_knows_every_word_of_the_texts_that_its_vocabulary_is_of(text: str) -> None:
     """Words are split as the tokenizer itself does it, in every script."""
-    model = checkpoints.preset("tiny", 0, vocabulary_of(TEXTS))
+    model: Any = checkpoints.preset("tiny", 0, vocabulary_of(TEXTS))
     found = HubTokenizer.from_str(model.tokenizer_json).encode(text)
     assert 0 not in found.ids and len(found.ids) >= len(text.split())
     assert [HubTokenizer.from_str(model.tokenizer_json).id_to_token(i) for i in found.ids] == split_words(text)
 
 
 def test_a_word_that_is_not_in_the_vocabulary_is_unknown_and_its_neighbours_are_not() -> None:
-    model = checkpoints.preset("nano", 0, ["what", "is", "two"])
+    model: Any = checkpoints.preset("nano", 0, ["what", "is", "two"])
     assert HubTokenizer.from_str(model.tokenizer_json).encode("What is seven").ids == [1, 2, 0]
     assert model.spec.layout.text_vocab - model.spec.layout.text_specials == 64
     assert model.text_rows().shape[0] == model.spec.layout.text_vocab
@@ -136,7 +136,8 @@ def test_models_of_other_words_are_not_taken_for_one_another() -> None:
 
 
 def test_init_takes_the_words_of_everything_in_the_samples(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
     first = data_of(
         tmp_path / "a",
         [

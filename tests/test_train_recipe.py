@@ -67,7 +67,8 @@ class Commands:
 
     def follow(self, folder: Path, text: str = RECIPE) -> list[str]:
         """Follows the recipe; returns the names of the steps that were begun, and forgets them."""
-        self.words.clear(), self.said.clear()
+        self.words.clear()
+        self.said.clear()
         follow_recipe(recipe(text), folder, self.said.append, self)
         return [NAMES[[command[0] for command in COMMANDS].index(words[0])] for words in self.words]
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ..data.sample import Sample
-from ..errors import UsageError
+from ..errors import EdgeOmniError, UsageError
+from ..question import Question
 from ..session import Session
-from ..spec import Task
+from ..spec import AUDIO_IN, Task
 from . import metrics
 from .comparison import compare
 from .recognisers import Hearings, Recogniser
@@ -18,6 +20,8 @@ from .run import MAX_BAD, Asking, evaluate
 from .selection import sentences
 
 Say = Callable[[str], None]
+OF_A_TASK = 6
+"""Questions of each task along whose answers the gate compares every choice."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,31 @@ class JudgeData:
         if isinstance(self.recogniser, Hearings):
             self.recogniser.check()
         metrics.check_jiwer()
+
+    def questions(self, rate: int, count: int = OF_A_TASK) -> list[Question]:
+        """The first `count` questions of every task, spoken ones as samples at `rate` Hz. What cannot be read is left
+        out: `evaluate` tells of it.
+        """
+        found: dict[Task, list[Question]] = {}
+        for sample in self.samples:
+            for task in sample.tasks():
+                if task in AUDIO_IN and not sample.audio:
+                    continue
+                if (self.tasks is None or task in self.tasks) and len(asked := found.setdefault(task, [])) < count:
+                    with suppress(EdgeOmniError):
+                        asked.append(_question(sample, task, rate))
+        return [question for asked in found.values() for question in asked]
+
+
+def _question(sample: Sample, task: Task, rate: int) -> Question:
+    spoken = task in AUDIO_IN
+    return Question(
+        task,
+        audio=sample.sound(rate) if spoken else None,
+        text=None if spoken else sample.text,
+        history=sample.history,
+        system=sample.system,
+    )
 
 
 def points_lost(

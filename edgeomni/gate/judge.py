@@ -17,6 +17,7 @@ from ..arrays import F32
 from ..bundle import Component
 from ..errors import GateError, UsageError
 from ..quantize.schemes import parse
+from ..question import Question
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -39,12 +40,14 @@ _NEED_TRAINING = ("quality", "words")
 class GateOptions:
     """`limits` replaces thresholds by name ("llm.top1", "quality.llm.kl"); without `enforce` misses are only told.
 
-    `speech` holds recordings, float32 mono at the front end's rate, in place of the synthetic probe.
+    `speech` holds recordings, float32 mono at the front end's rate, in place of the synthetic probe. `questions` are
+    answered by the original, and the export is judged along these answers (answers.py).
     """
 
     limits: Mapping[str, float] = field(default_factory=dict)
     enforce: bool = True
     speech: Sequence[F32] = ()
+    questions: Sequence[Question] = ()
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.limits) - set(known_names())):

@@ -12,7 +12,8 @@ from ..audio import log_mel
 from ..bundle import Bundle, Component, describe_files, sha256
 from ..components import Components, OpenOptions
 from ..spec import TASKS, OmniSpec
-from . import figures, reference, teacher_forcing
+from ..text import Tokenizer
+from . import answers, figures, reference, teacher_forcing
 from .judge import GateOptions, Graded, Report, judge
 
 if TYPE_CHECKING:
@@ -50,12 +51,26 @@ def judged(
     small = sum(int(p.numel()) for p in model.parameters()) < _SMALL
     with _sides(model, bundle, OpenOptions(threads)) as sides, computing_with(threads or (1 if small else None)):
         outputs = figures.measure(sides, _windows(model.spec, options), measured, progress)
+        if options.questions and model.tokenizer_json is not None:
+            _along_answers(sides, model, options, measured, progress)
     path = reference.write(outputs, measured, bundle.path / reference.FILE)
     bundle.manifest.reference = describe_files(bundle.path, [path])[0]
     if words is not None:
         measured.figures["words"], measured.details["words"] = words()
     expected = ["llm.excess"] if sides.llm_rounds else []
     return _verdict(bundle, measured, options, expected=expected)
+
+
+def _along_answers(
+    sides: figures.Sides, model: OmniModel, options: GateOptions, out: figures.Measured, progress: Say
+) -> None:
+    progress("gate: answers")
+    original = answers.Side(sides.torch.encoder, sides.torch.llm)
+    exported = answers.Side(sides.exported.encoder, sides.exported.llm)
+    tokenizer = Tokenizer(model.tokenizer_json, model.spec.layout)
+    found, details = answers.measure(original, exported, model.spec, tokenizer, options.questions)
+    out.figures["quality"] |= found
+    out.details["answers"] = details
 
 
 def replayed(bundle: Bundle, components: Components) -> Report:
@@ -75,7 +90,7 @@ def _verdict(bundle: Bundle, measured: figures.Measured, options: GateOptions, *
     poorest = min(graded.values(), key=lambda grade: grade.bits)  # an answer is as good as the poorest part allows
     return judge(
         measured.figures,
-        graded | dict.fromkeys(TASKS, poorest),
+        graded | dict.fromkeys(("answers", *TASKS), poorest),
         trained=bundle.manifest.provenance.get("weights") != "random",
         options=options,
         details=measured.details,
