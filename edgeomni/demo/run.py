@@ -13,6 +13,7 @@ from ..bundle import Bundle
 from ..data.sample import Sample
 from ..errors import EngineError
 from ..hardware import check_threads, detect
+from ..install_hint import install_command
 from ..outputs import new_directory
 from ..printing import say, show
 from ..session import Session
@@ -114,7 +115,7 @@ class _Demo:
         try:
             picture.draw(self.stage / "picture.png", *parts, answer.first_audio_s, title)
         except ModuleNotFoundError:
-            self.lacking.append("the picture: matplotlib is not installed: pip install matplotlib")
+            self.lacking.append(f"the picture: matplotlib is not installed: {install_command('train')}")
 
     def _rows(self, samples: Sequence[Sample]) -> list[precisions.Measured]:
         words = None
