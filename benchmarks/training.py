@@ -56,7 +56,7 @@ SNAC = {
 
 
 def nano() -> OmniModel:
-    """A model of nano's size with random weights."""
+    """A model of about nano's size with random weights: a layer more than the preset "nano", and larger codebooks."""
     encoder, codec = EncoderSpec(layers=4, width=192, heads=4, ffn=768, context=400), codecs.spec_of(SNAC)
     layout = TokenLayout(WORDS + SPECIALS, codec.codebook_size + 64, codec.codebook_size, codec.streams, SPECIALS)
     spec = OmniSpec(

@@ -51,12 +51,12 @@ def to_run(source: str | os.PathLike[str], engine: str | None) -> str | os.PathL
     return found(source, "checkpoint" if engine == "torch" else "bundle")
 
 
-def sample_question(source: str | os.PathLike[str]) -> SampleQuestion | None:
-    """The spoken question that a shipped model brings; None where `source` is none.
+def sample_question(source: str | os.PathLike[str], folder: str | os.PathLike[str] = "") -> SampleQuestion | None:
+    """The spoken question that a shipped model brings; None where `source` is none. `folder` as in `found`.
 
     Raises AudioError where this copy of EdgeOmni was made without it.
     """
-    if not is_shipped(source):
+    if not is_shipped(source, folder):
         return None
     sound, words = (_present(os.fspath(source), name, AudioError) for name in ("question.wav", "question.txt"))
     return SampleQuestion(sound, words.read_text(encoding="utf-8").strip())

@@ -14,6 +14,7 @@ from ..data.recipe_files import load_recipe
 from ..data.sample import Sample
 from ..data.synth import synthesize
 from ..data.synth_questions import written_out
+from ..shipped import SampleQuestion
 
 RECIPE, SPLIT = "nano", "test"
 """The recipe that nano learnt from, and the split whose voices and wordings training never had."""
@@ -52,8 +53,6 @@ def synthesized(sample: Sample, rate: int) -> Question:
     return Question(sample.sound(rate), sample.text, f"spoken by espeak-ng's voice {sample.speaker}")
 
 
-def shipped(folder: Path, rate: int) -> Question:
-    """The sample question that lies beside the shipped model, at `rate` Hz. Raises AudioError where it is missing."""
-    words = folder / "question.txt"
-    text = words.read_text(encoding="utf-8").strip() if words.is_file() else ""
-    return Question(read(folder / "question.wav", rate), text, "the sample question that EdgeOmni brings")
+def shipped(sample: SampleQuestion, rate: int) -> Question:
+    """The sample question of the shipped model, at `rate` Hz."""
+    return Question(read(sample.path, rate), sample.text, "the sample question that EdgeOmni brings")

@@ -17,7 +17,7 @@ from ..install_hint import install_command
 from ..outputs import new_directory
 from ..printing import say, show
 from ..session import Session
-from ..shipped import found
+from ..shipped import found, sample_question
 from ..sound_writer import SoundWriter
 from . import picture, precisions, question
 from .answer import Answer, answered, summary
@@ -94,7 +94,9 @@ class _Demo:
     def _asked(self, samples: Sequence[Sample], rate: int) -> Question:
         if samples:
             return question.synthesized(samples[0], rate)
-        return question.shipped(self.bundle.path.parent, rate)
+        sample = sample_question(MODEL, self.stage)
+        assert sample is not None  # as for the bundle, nothing in `stage` has the model's name
+        return question.shipped(sample, rate)
 
     def _answer(self, asked: Question) -> Answer:
         rate = self.bundle.spec.front_end.sample_rate

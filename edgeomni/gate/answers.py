@@ -52,14 +52,13 @@ def measure(
     Each side hears a question with its own encoder. The original answers it greedily, and the export is fed the same
     ids. Questions that this checkpoint cannot be asked are left out. Raises GateError where none is left.
     """
-    pairs, asked = list[tuple[_Logits, _Logits]](), 0
+    pairs = list[tuple[_Logits, _Logits]]()
     for question in questions:
         try:
             question.check(spec, tokenizer)
             ids, wanted = _walk(original, spec, tokenizer, question, None)
         except EdgeOmniError:
             continue
-        asked += 1
         pairs.append((wanted, _walk(exported, spec, tokenizer, question, ids)[1]))
     if not pairs:
         raise GateError("none of the questions that are to judge the export's answers can be asked; give others")
@@ -68,7 +67,7 @@ def measure(
         "answers.kl": max(head["kl"] for head in heads.values()),
         "answers.top1": min(head["top1"] for head in heads.values()),
     }
-    return figures, {"questions": asked, "heads": heads}
+    return figures, {"questions": len(pairs), "heads": heads}
 
 
 def _heads(pairs: Sequence[tuple[_Logits, _Logits]]) -> dict[str, dict[str, float]]:
