@@ -35,7 +35,8 @@ RUN_WITHOUT = (
 
 
 def edgeomni(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in args])
+    """With room for the table: pytest-xdist sets the width to 80, where its rows become lines."""
+    return CliRunner(env={"COLUMNS": "120"}).invoke(main, [str(a) for a in args])
 
 
 def without(modules: str, *args: object) -> str:
