@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import Empty, Queue
 
 import pytest
 
 from edgeomni.errors import TrainError, UsageError
 from edgeomni.train.recipe import TrainingRecipe, follow_recipe
 from edgeomni.train.recipe_files import parse_recipe
+from edgeomni.train.recipe_process import Beside
 
 RECIPE = """
 title = "a model"
@@ -55,7 +61,7 @@ class Commands:
     def __init__(self, **codes: int) -> None:
         self.codes, self.words, self.said = codes, list[list[str]](), list[str]()
 
-    def __call__(self, words: list[str], root: Path) -> int:
+    def __call__(self, words: list[str], root: Path, beside: Beside | None = None) -> int:
         self.words.append(words)
         name = NAMES[[command[0] for command in COMMANDS].index(words[0])]
         if name in self.codes:
@@ -117,7 +123,7 @@ def test_a_step_killed_before_it_was_noted_goes_on_or_is_made_again(name: str, o
 
 
 def test_ctrl_c_notes_nothing_and_the_run_that_was_begun_goes_on(tmp_path: Path) -> None:
-    def interrupted(words: list[str], root: Path) -> int:
+    def interrupted(words: list[str], root: Path, beside: Beside | None) -> int:
         code = Commands()(words, root)
         if words[0] == "train":
             raise KeyboardInterrupt
@@ -231,7 +237,7 @@ def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
-    def second(words: list[str], root: Path) -> int:
+    def second(words: list[str], root: Path, beside: Beside | None) -> int:
         with pytest.raises(UsageError, match="another process is at work in it"):
             Commands().follow(tmp_path)
         return Commands()(words, root)
@@ -246,7 +252,7 @@ def test_a_disk_that_refuses_is_told_and_nothing_counts_as_done_that_was_not_not
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def full(words: list[str], root: Path) -> int:
+    def full(words: list[str], root: Path, beside: Beside | None) -> int:
         code = Commands()(words, root)
         resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))
         return code
@@ -259,3 +265,99 @@ def test_a_disk_that_refuses_is_told_and_nothing_counts_as_done_that_was_not_not
     assert done_in(tmp_path) == []
     run = Commands()
     assert run.follow(tmp_path) == NAMES and run.words[0][-1] == "--force"
+
+
+SIDE_BY_SIDE = """
+title = "two branches"
+[files]
+"codec.toml" = 'train = ["voice/train.jsonl"]'
+"ear.toml" = 'train = ["data/train.jsonl"]'
+[[steps]]
+name = "voice"
+run = "data synth -o voice"
+makes = "voice"
+[[steps]]
+name = "codec"
+run = "train-codec codec.toml -o codec"
+makes = "codec"
+[[steps]]
+name = "data"
+run = "data synth -o data"
+makes = "data"
+[[steps]]
+name = "ear"
+run = "train ear.toml -o ear"
+makes = "ear"
+[[steps]]
+name = "joined"
+run = "init --from ear --codec codec/codec -o joined"
+makes = "joined"
+"""
+
+
+class Gates:
+    """Stands for edgeomni's processes: each begins when it is called, and ends when the test lets it, with a code."""
+
+    def __init__(self) -> None:
+        self.begun: Queue[tuple[str, Beside | None]] = Queue()
+        self.ends: dict[str, Queue[int | BaseException]] = defaultdict(Queue)
+
+    def __call__(self, words: list[str], root: Path, beside: Beside | None) -> int:
+        made = words[words.index("-o") + 1]
+        self.begun.put((made, beside))
+        end = self.ends[made].get(timeout=30)
+        if isinstance(end, BaseException):
+            raise end
+        (root / made).mkdir()
+        return end
+
+    def begin(self, count: int = 1) -> dict[str, Beside | None]:
+        """The next `count` that begin. None may begin beside them."""
+        found = dict(self.begun.get(timeout=30) for _ in range(count))
+        with pytest.raises(Empty):
+            self.begun.get(timeout=0.2)
+        return found
+
+
+@pytest.fixture
+def branches(tmp_path: Path) -> Iterator[tuple[Gates, Future[None], Path]]:
+    """A recipe of two branches with two jobs, begun in a thread of its own: its commands, its end, its folder."""
+    gates = Gates()
+    with ThreadPoolExecutor(1) as pool:
+        said = list[str]()
+        end = pool.submit(follow_recipe, recipe(SIDE_BY_SIDE), tmp_path / "out", said.append, gates, 2)
+        yield gates, end, tmp_path / "out"
+
+
+def test_steps_begin_when_what_they_name_is_done_and_at_most_two_run(
+    branches: tuple[Gates, Future[None], Path],
+) -> None:
+    gates, end, folder = branches
+    half = max(1, (os.cpu_count() or 1) // 2)
+    assert gates.begin(2) == {"voice": Beside("voice", half), "data": Beside("data", half)}
+    gates.ends["data"].put(0)
+    assert gates.begin() == {"ear": Beside("ear", half)}
+    gates.ends["voice"].put(0)
+    assert gates.begin() == {"codec": Beside("codec", half)}
+    gates.ends["ear"].put(0)
+    assert gates.begun.empty() and not end.done()
+    gates.ends["codec"].put(0)
+    assert gates.begin() == {"joined": None}, "alone, it has the whole machine"
+    assert sorted(done_in(folder)) == ["codec", "data", "ear", "voice"]
+    gates.ends["joined"].put(0)
+    end.result(timeout=30)
+    assert len(done_in(folder)) == 5
+
+
+def test_where_one_of_two_fails_nothing_more_begins_and_what_was_done_counts(
+    branches: tuple[Gates, Future[None], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates, end, folder = branches
+    gates.begin(2)
+    gates.ends["data"].put(0)
+    gates.begin()
+    monkeypatch.setattr("edgeomni.train.recipe.end_commands", lambda grace: gates.ends["voice"].put(-15))
+    gates.ends["ear"].put(3)
+    with pytest.raises(TrainError, match="step 4 of 5, ear: ended with exit code 3"):
+        end.result(timeout=30)
+    assert gates.begun.empty() and done_in(folder) == ["data"]

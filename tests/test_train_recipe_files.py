@@ -95,6 +95,8 @@ MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "with --steps": (["--recipe", "good.toml", "--steps", "3", "-o", "new"], 2, "give nothing with it but -o"),
     "with --seed 0": (["--recipe", "good.toml", "--seed", "0", "-o", "new"], 2, "give nothing with it but -o"),
     "with --set": (["--recipe", "good.toml", "--set", "seed=1", "-o", "new"], 2, "give nothing with it but -o"),
+    "jobs without a recipe": (["good.toml", "--jobs", "2", "-o", "new"], 2, "--jobs is for --recipe alone"),
+    "no jobs": (["--recipe", "good.toml", "--jobs", "0", "-o", "new"], 2, "--jobs"),
     "a folder in use": (["--recipe", "good.toml", "-o", "."], 2, "holds bad.toml, good.toml and no steps.json"),
 }
 

@@ -172,6 +172,34 @@ def test_a_command_that_outlives_its_killed_parent_still_holds_the_folder(tmp_pa
     raise AssertionError("the lock outlived the command")
 
 
+TWO = """
+import sys; from pathlib import Path; from edgeomni.train.recipe import Step, TrainingRecipe, follow_recipe
+steps = [Step(name, name, f"export ckpt -o {name}") for name in ("one", "two")]
+sys.executable = sys.argv[1]
+follow_recipe(TrainingRecipe("", steps), "out", print, jobs=2)
+"""
+
+
+@pytest.mark.parametrize(("number", "group"), [("INT", True), ("TERM", False)])
+def test_both_of_two_commands_put_their_things_in_order(number: str, group: bool, tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the terminal; SIGTERM only the one that it is sent to."""
+    stand_in = tmp_path / "stand-in"
+    stand_in.write_text(
+        f"#!/bin/sh\ntrap 'sleep 1; touch ended-$6; exit 1' {number}\necho hello; echo $$ > ready-$6\n"
+        "while :; do sleep 0.1; done\n"
+    )
+    stand_in.chmod(0o755)
+    command, pipe = [sys.executable, "-c", TWO, str(stand_in)], subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stderr=pipe, text=True, start_new_session=True) as parent:
+        for name in ("one", "two"):
+            pid_in(tmp_path / "out" / f"ready-{name}")
+        (os.killpg if group else os.kill)(parent.pid, getattr(signal, f"SIG{number}"))
+        said = parent.communicate(timeout=60)[1]
+    assert parent.returncode != 0 and "[one] hello\n" in said and "[two] hello\n" in said
+    assert {path.name for path in (tmp_path / "out").glob("ended-*")} == {"ended-one", "ended-two"}
+    assert json.loads((tmp_path / "out" / "steps.json").read_text()) == {}
+
+
 def test_a_whole_recipe_that_is_interrupted_once(tmp_path: Path) -> None:
     """Real commands: Ctrl-C in the middle of training ends with 130 and no traceback, and the same command goes on."""
     (tmp_path / "ear recipe.toml").write_text(RECIPE)

@@ -38,8 +38,15 @@ short_options = options(
 @click.option(
     "--recipe", metavar="NAME|FILE.toml", help="All steps from nothing to a trained model; the same again goes on."
 )
+@click.option("--jobs", type=click.IntRange(1), help="Steps of a recipe that run side by side [default: 1].")
 def train_(
-    source: str | None, output: str, changes: tuple[str, ...], resume: bool, recipe: str | None, **given: Any
+    source: str | None,
+    output: str,
+    changes: tuple[str, ...],
+    resume: bool,
+    recipe: str | None,
+    jobs: int | None,
+    **given: Any,
 ) -> None:
     """Train a checkpoint: SOURCE is a CONFIG.toml, or a checkpoint directory with --stage and --data.
 
@@ -47,7 +54,7 @@ def train_(
     edgeomni train config.toml -o run
     edgeomni train ckpt --stage 1 --data train.jsonl -o run --steps 2000
     edgeomni train -o run --resume
-    edgeomni train --recipe nano -o nano
+    edgeomni train --recipe nano -o nano --jobs 2
     torchrun --nproc-per-node 2 -m edgeomni train config.toml -o run
 
     The trained checkpoint is RUN/checkpoint, LoRA is kept in RUN/adapter. With --recipe, the folder holds what each of
@@ -55,9 +62,13 @@ def train_(
     """
     if recipe is not None:
         if source or resume or changes or any(value not in (None, ()) for value in given.values()):
-            raise UsageError("--recipe says everything itself and goes on by itself; give nothing with it but -o")
-        _follow(recipe, output)
+            raise UsageError(
+                "--recipe says everything itself and goes on by itself; give nothing with it but -o and --jobs"
+            )
+        _follow(recipe, output, jobs or 1)
         return
+    if jobs is not None:
+        raise UsageError("--jobs is for --recipe alone: one run is one process")
     config = _config(source, output, resume, changes, given)
     if not config.checkpoint:
         raise UsageError("the configuration names no checkpoint; set checkpoint in it, or give a checkpoint directory")
@@ -71,11 +82,11 @@ def train_(
         click.echo(f"{output}/checkpoint: written{'' if last is None else f', loss {last:.4g}'}", err=True)
 
 
-def _follow(recipe: str, output: str) -> None:
+def _follow(recipe: str, output: str, jobs: int) -> None:
     from ..train.recipe import follow_recipe
     from ..train.recipe_files import load_recipe
 
-    follow_recipe(load_recipe(recipe), output, lambda line: click.echo(line, err=True))
+    follow_recipe(load_recipe(recipe), output, lambda line: click.echo(line, err=True), jobs=jobs)
 
 
 def _config(

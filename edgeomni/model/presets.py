@@ -46,6 +46,10 @@ class Preset:
     n_fft: int = 400
     hop: int = 160
     padded_window: bool = True
+    encoder_gains: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Factors on the encoder's weights: its two convolutions, and queries and keys of attention. With ones, the
+    sinusoids that are added to the sound are twice as large as the sound, and CTC training from nothing takes twice as
+    long to hear its first words (benchmarks/LOG.md)."""
 
 
 def _snac(encoder_dim: int, decoder_dim: int, codebook_size: int) -> dict[str, Any]:
@@ -102,6 +106,7 @@ PRESETS = {
         n_fft=512,
         hop=320,
         padded_window=False,
+        encoder_gains=(1.5, 15.0, 0.5),
     ),
     "tiny": Preset(
         EncoderSpec(layers=2, width=64, heads=4, ffn=256),
@@ -140,6 +145,7 @@ def preset(name: str, seed: int = 0, words: Collection[str] = ()) -> OmniModel:
     model = skeleton(_spec_of(shape), shape.snac)
     fill(model, _draw_all(shapes_of(model.state_dict()), seed))
     _quiet_specials(model)
+    _scale_encoder(model, shape.encoder_gains)
     _level_codec(model)
     model.tokenizer_json = tokenizer_of(vocabulary)
     model.provenance = _provenance(name, seed, vocabulary if words else [])
@@ -245,6 +251,15 @@ def _quiet_specials(model: OmniModel) -> None:
     model.text_rows()[layout.eot :] *= _QUIET_SPECIALS
     blocks = model.audio_rows().unflatten(0, (layout.streams, layout.audio_vocab))
     blocks[:, layout.codebook_size :] *= _QUIET_SPECIALS
+
+
+@torch.no_grad()
+def _scale_encoder(model: OmniModel, gains: tuple[float, float, float]) -> None:
+    model.encoder.conv1.weight *= gains[0]
+    model.encoder.conv2.weight *= gains[1]
+    for layer in model.encoder.layers:
+        layer.self_attn.q_proj.weight *= gains[2]
+        layer.self_attn.k_proj.weight *= gains[2]
 
 
 @torch.no_grad()

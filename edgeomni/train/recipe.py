@@ -1,4 +1,4 @@
-"""Training recipes: one file with all steps from nothing to a trained model, run one after the other, resumable.
+"""Training recipes: one file with all steps from nothing to a trained model, one or a few at a time, resumable.
 
 Each step is one `edgeomni` command, run in a process of its own within the recipe's folder, so that a recipe does
 nothing that a user could not do by hand. DIR/steps.json says which are done. docs/train.md describes the format;
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +25,8 @@ from msgspec import Meta
 from ..errors import EdgeOmniError, TrainError, UsageError
 from ..outputs import first_few, named, write_file
 from ..schema import Source, parse_json, read_bytes, typed
-from .recipe_process import alone_in, ended, run_command
+from ..workspaces import orderly_end
+from .recipe_process import GRACE_S, Beside, alone_in, end_commands, ended, run_command
 
 Some = Annotated[str, Meta(min_length=1, max_length=1000)]
 STEPS = "steps.json"
@@ -64,17 +67,18 @@ class Done:
     seconds: float
 
 
-Run = Callable[[list[str], Path], int]
+Run = Callable[[list[str], Path, Beside | None], int]
 """Runs an edgeomni command with these words in this folder, and returns its exit code."""
 
 
 def follow_recipe(
-    recipe: TrainingRecipe, folder: str | Path, say: Callable[[str], None], run: Run = run_command
+    recipe: TrainingRecipe, folder: str | Path, say: Callable[[str], None], run: Run = run_command, jobs: int = 1
 ) -> None:
     """Runs the steps that are not done yet in `folder`, which is made where it does not exist.
 
     A step is done when it was run to its end and what it makes is there. One that was interrupted goes on from its last
-    saved state. `say` is told every step as it begins.
+    saved state. `say` is told every step as it begins. With `jobs` of 2 or more, a step begins as soon as those whose
+    results it names are done, while at most `jobs` run; they share the cores.
 
     Raises UsageError for a folder that holds something else, where a step that is done was another one than the recipe
     has now, and where another process is at work in the folder; TrainError where a step fails or the folder cannot be
@@ -85,14 +89,72 @@ def follow_recipe(
         done, now = _done(root), marks(recipe)
         _check_unchanged(recipe, done, now, root)
         _write_files(recipe, root, say)
-        for number, step in enumerate(recipe.steps, 1):
-            title = f"step {number} of {len(recipe.steps)}, {step.name}"
+        waiting = list[Step]()
+        for step in recipe.steps:
             if step.name in done and (root / step.makes).exists():
-                say(f"{title}: done already")
-                continue
-            done[step.name] = Done(now[step.name], _take(step, title, root, say, run))
+                say(f"{_title(recipe, step)}: done already")
+            else:
+                waiting.append(step)
+
+        def note(step: Step, seconds: float) -> None:
+            done[step.name] = Done(now[step.name], seconds)
             _write_steps(root, done)
+
+        if jobs == 1:
+            for step in waiting:
+                note(step, _take(step, _title(recipe, step), root, say, run, None))
+        else:
+            _take_side_by_side(recipe, waiting, root, say, run, note, jobs)
         say(f"{root / recipe.steps[-1].makes}: made, all steps are done")
+
+
+def _title(recipe: TrainingRecipe, step: Step) -> str:
+    return f"step {recipe.steps.index(step) + 1} of {len(recipe.steps)}, {step.name}"
+
+
+def _take_side_by_side(
+    recipe: TrainingRecipe,
+    waiting: list[Step],
+    root: Path,
+    say: Callable[[str], None],
+    run: Run,
+    note: Callable[[Step, float], None],
+    jobs: int,
+) -> None:
+    """Runs the steps, at most `jobs` at a time. A step that has the machine to itself runs as it would without jobs."""
+    needs, left, running = needed(recipe), list(waiting), dict[Future[float], Step]()
+    with orderly_end(), ThreadPoolExecutor(jobs) as pool:
+        try:
+            while left or running:
+                undone = {step.name for step in [*left, *running.values()]}
+                ready = [step for step in left if not needs[step.name] & undone][: jobs - len(running)]
+                alone = len(ready) + len(running) == 1
+                for step in ready:
+                    left.remove(step)
+                    beside = None if alone else Beside(step.makes, max(1, (os.cpu_count() or 1) // jobs))
+                    task = pool.submit(_take, step, _title(recipe, step), root, say, run, beside)
+                    running[task] = step
+                for task in wait(running, return_when=FIRST_COMPLETED).done:
+                    note(running.pop(task), task.result())
+        except BaseException as exc:
+            # Ctrl-C has reached the commands too, from the terminal. Where one has failed, the others are told to end.
+            end_commands(GRACE_S if isinstance(exc, KeyboardInterrupt) else 0.0)
+            raise
+
+
+def needed(recipe: TrainingRecipe) -> dict[str, set[str]]:
+    """Step's name -> names of the earlier steps whose results its command or the files that it names name."""
+    found = dict[str, set[str]]()
+    for number, step in enumerate(recipe.steps):
+        said = _said(recipe, step)
+        found[step.name] = {other.name for other in recipe.steps[:number] if _names(said, other.makes)}
+    return found
+
+
+def _said(recipe: TrainingRecipe, step: Step) -> str:
+    """The step's command and the recipe's files that it names."""
+    words = " ".join(step.words[1:])
+    return "\n".join([words, *(text for name, text in recipe.files.items() if _names(words, name))])
 
 
 def marks(recipe: TrainingRecipe) -> dict[str, str]:
@@ -101,11 +163,11 @@ def marks(recipe: TrainingRecipe) -> dict[str, str]:
     So a step's mark changes with everything in the recipe that its result depends on, and with nothing else.
     """
     found = dict[str, str]()
-    for number, step in enumerate(recipe.steps):
-        said = " ".join(step.words[1:])
-        read = {name: text for name, text in recipe.files.items() if _names(said, name)}
-        said = "\n".join([said, *read.values()])
-        used = [found[other.name] for other in recipe.steps[:number] if _names(said, other.makes)]
+    needs = needed(recipe)
+    for step in recipe.steps:
+        words = " ".join(step.words[1:])
+        read = {name: text for name, text in recipe.files.items() if _names(words, name)}
+        used = [mark for name, mark in found.items() if name in needs[step.name]]
         found[step.name] = hashlib.sha256(json.dumps([step.words, step.makes, read, used]).encode()).hexdigest()
     return found
 
@@ -115,11 +177,11 @@ def _names(text: str, path: str) -> bool:
     return re.search(rf"(?<![\w.-]){re.escape(path)}(?![\w.-]|\]|\s*=)", text) is not None
 
 
-def _take(step: Step, title: str, root: Path, say: Callable[[str], None], run: Run) -> float:
+def _take(step: Step, title: str, root: Path, say: Callable[[str], None], run: Run, beside: Beside | None) -> float:
     """Runs a step; returns its seconds. Raises TrainError unless it ends well and makes what it says."""
     words, started = _words(step, root), perf_counter()
     say(f"{title}: edgeomni {shlex.join(words)}")
-    if code := run(words, root):
+    if code := run(words, root, beside):
         raise TrainError(f"{title}: {ended(code)}; the same command goes on from here once that is put right")
     if not (root / step.makes).exists():
         raise TrainError(f"{title}: has not made {root / step.makes}; correct `run` or `makes` in the recipe")

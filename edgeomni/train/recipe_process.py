@@ -1,4 +1,4 @@
-"""The commands of a training recipe as processes, one at a time in one folder."""
+"""The commands of a training recipe as processes, one or a few at a time in one folder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
@@ -19,29 +21,69 @@ except ImportError:  # Windows: nothing is locked there
     fcntl = None  # type: ignore[assignment]
 
 _INTERRUPTED = (130, -signal.SIGINT)
-_GRACE_S = 60.0
+GRACE_S = 60.0
 """How long a command that Ctrl-C has told to end may take for it."""
 
 
-def run_command(words: list[str], root: Path) -> int:
+@dataclass(frozen=True)
+class Beside:
+    """How a command runs that has others beside it: with how many threads, and what stands before its lines."""
+
+    name: str
+    threads: int
+
+
+_running = set["subprocess.Popen[str]"]()
+
+
+def run_command(words: list[str], root: Path, beside: Beside | None = None) -> int:
     """Runs `edgeomni` with these words in the folder `root`, on this terminal, and returns its exit code.
 
-    Where this process is told to end, so is the command, which first puts its things in order. Raises
-    KeyboardInterrupt where Ctrl-C ended it.
+    A command with others `beside` it has its lines printed to stderr with its name before them. Where this process is
+    told to end, so is the command, which first puts its things in order. Raises KeyboardInterrupt where Ctrl-C ended
+    the command.
     """
     command = [sys.executable, "-m", "edgeomni", *words]
-    with orderly_end(), subprocess.Popen(command, cwd=root, close_fds=False) as process:  # the lock goes with it
+    with orderly_end(), _begun(command, root, beside) as process:
+        _running.add(process)
         try:
+            if beside is not None:
+                _repeat_lines(process, beside.name)
             code = process.wait()
         except KeyboardInterrupt:  # which the terminal sends to the command too
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_S)
+                process.wait(GRACE_S)
             raise
         finally:
             process.terminate()  # of one that has ended, this does nothing
+            _running.discard(process)
     if code in _INTERRUPTED:
         raise KeyboardInterrupt
     return code
+
+
+def _begun(command: list[str], root: Path, beside: Beside | None) -> subprocess.Popen[str]:
+    """The command's process, which inherits the folder's lock."""
+    if beside is None:
+        return subprocess.Popen(command, cwd=root, close_fds=False, text=True)
+    shared = {**os.environ, "OMP_NUM_THREADS": str(beside.threads)}
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    return subprocess.Popen(command, cwd=root, close_fds=False, text=True, stdout=pipe, stderr=both, env=shared)
+
+
+def end_commands(grace_s: float = 0.0) -> None:
+    """Ends the commands that other threads run, after giving them `grace_s` seconds to end by themselves."""
+    until = time.monotonic() + grace_s
+    while _running and time.monotonic() < until:
+        time.sleep(0.05)
+    for process in list(_running):
+        process.terminate()
+
+
+def _repeat_lines(process: subprocess.Popen[str], name: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(f"[{name}] {line.rstrip()}", file=sys.stderr, flush=True)
 
 
 def ended(code: int) -> str:
