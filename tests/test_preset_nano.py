@@ -20,6 +20,8 @@ from edgeomni.errors import CheckpointError
 from edgeomni.model import checkpoints, presets
 from edgeomni.model.preset_words import made_up, split_words, vocabulary_of
 from edgeomni.model.tensors import shapes_of
+from edgeomni.train.config import TrainConfig
+from edgeomni.train.provenance import licences_of
 
 TEXTS = ["What is TWO plus two?", "don't say a_b", "cuánto es e\u0301l ΟΔΟΣ İstanbul", "हिन्दी भाषा", "<unk> 12"]
 """Signs, capitals, composed and combining accents, Greek's last sigma, vowel signs that are no letters."""
@@ -162,6 +164,7 @@ def test_init_takes_the_words_of_everything_in_the_samples(tmp_path: Path) -> No
         (["--preset", "tiny", "--random", "--recipe", "--words", "silent.jsonl"], 2, "without --recipe"),
         (["--from", "ckpt", "--words", "silent.jsonl"], 2, "--words is the vocabulary of new random weights"),
         (["--preset", "tiny", "--random", "--recipe", "--half"], 2, "--recipe writes no weights that --half"),
+        (["--preset", "tiny", "--random", "--recipe", "--licence", "MIT"], 2, "leave --licence out"),
         (["--half"], 2, "give --encoder, --llm and --codec, or --preset mini-omni|nano|tiny --random"),
         (["--preset", "nano"], 2, "say --random"),
         (["--from", "ckpt", "--half", "--streams", "2"], 2, "nothing to swap"),
@@ -228,6 +231,27 @@ def test_init_copies_a_checkpoint_in_half_precision(tmp_path: Path) -> None:
     files = [tmp_path / name / "model.safetensors" for name in ("ckpt", "half")]
     assert files[1].stat().st_size < 0.55 * files[0].stat().st_size
     assert edgeomni("init", "--from", tmp_path / "ckpt", "-o", tmp_path / "copy").exit_code == 2
+
+
+def test_init_states_a_licence_and_copies_the_weights_as_they_are(tmp_path: Path) -> None:
+    checkpoints.save(checkpoints.preset("tiny", 3), tmp_path / "ckpt")
+    done = edgeomni("init", "--from", tmp_path / "ckpt", "--licence", "Apache-2.0", "-o", tmp_path / "copy")
+    assert done.exit_code == 0, done.output
+    before, after = checkpoints.load(tmp_path / "ckpt"), checkpoints.load(tmp_path / "copy")
+    assert after.licences == {"encoder": "Apache-2.0", "llm": "Apache-2.0", "codec": "Apache-2.0"}
+    assert after.provenance["source"] == before.provenance["source"] == "tiny, seed 3"
+    assert all(torch.equal(t, before.state_dict()[n]) for n, t in after.state_dict().items())
+
+
+def test_what_was_random_and_is_taught_is_licensed_by_who_trained_it() -> None:
+    random, mine = "random weights, no licence needed", "MIT (mine)"
+    before = {"encoder": random, "llm": random, "codec": random}
+    ours = "trained from random weights; whoever trained it chooses the licence"
+    ear, mouth = TrainConfig(stage="ctc"), TrainConfig(stage="end-to-end", lora=False)
+    assert licences_of(before, ear) == {"encoder": ours, "llm": random, "codec": random}
+    assert licences_of(before, mouth) == {"encoder": random, "llm": ours, "codec": random}
+    assert licences_of({"encoder": mine, "llm": mine, "codec": mine}, mouth) == dict.fromkeys(before, mine)
+    assert licences_of({}, mouth) == {}
 
 
 def test_init_makes_a_new_model_in_half_precision(tmp_path: Path) -> None:

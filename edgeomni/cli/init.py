@@ -58,8 +58,11 @@ random_source = options(
     help="With --preset: the vocabulary is the words of these samples (as `edgeomni train` reads them). Repeatable.",
 )
 @click.option("--half", is_flag=True, help="Store weights as float16. With --from alone: a copy of half the size.")
+@click.option("--licence", help="What the checkpoint states as the licence of its parts, where you may choose it.")
 @force_option
-def init_(output: str, recipe: bool, words: tuple[str, ...], half: bool, force: bool, **source: Any) -> None:
+def init_(
+    output: str, recipe: bool, words: tuple[str, ...], half: bool, licence: str | None, force: bool, **source: Any
+) -> None:
     """Compose a checkpoint from parts, swap parts of one, or make one with random weights.
 
     \b
@@ -70,6 +73,8 @@ def init_(output: str, recipe: bool, words: tuple[str, ...], half: bool, force: 
     """
     check_source(source, recipe)
     check_writing(source, recipe, words, half)
+    if recipe and licence is not None:
+        raise UsageError("--recipe writes only a name and a seed, and no licence; leave --licence out")
     from ..model import checkpoints
 
     checkpoints.check_target(output, force=force)
@@ -77,7 +82,9 @@ def init_(output: str, recipe: bool, words: tuple[str, ...], half: bool, force: 
         checkpoints.save_preset(source["preset"], source["seed"], output, force=force)
         told = list[str]()
     else:
-        model, told = _made(source, words, half)
+        model, told = _made(source, words, half or licence is not None)
+        if licence is not None:
+            model.licences = dict.fromkeys(model.licences, licence)
         checkpoints.save(model, output, force=force, half=half)
     for line in [*told, f"{output}: written"]:
         click.echo(line, err=True)
@@ -146,11 +153,11 @@ def texts_of(data: Sequence[str]) -> Iterator[str]:
             yield from (text for text in (sample.system, *(part for turn in turns for part in turn)) if text)
 
 
-def _made(source: dict[str, Any], words: Sequence[str], half: bool) -> tuple[Any, list[str]]:
+def _made(source: dict[str, Any], words: Sequence[str], may_copy: bool) -> tuple[Any, list[str]]:
     """The checkpoint to write, and what there is to say of it."""
     from ..model import checkpoints
 
-    if source["start"] and half and not any(source[k] for k in (*PARTS, *CHANGES)):
+    if source["start"] and may_copy and not any(source[k] for k in (*PARTS, *CHANGES)):
         return checkpoints.load(source["start"]), []
     if source["start"]:
         swapped = _swap(source)

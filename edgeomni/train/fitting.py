@@ -41,7 +41,7 @@ from .loop import OmniTrainer, arguments, gather_weights
 from .material import Data, HeldOut, check_stop_words, fingerprint, mix, read, split, trained_spec
 from .prepare import encode_codes
 from .progress import Progress
-from .provenance import provenance_of
+from .provenance import licences_of, provenance_of
 from .run_log import RunLog
 from .stages import Frozen, learning_table, modes_of, part_sizes
 from .states import last_whole_state, remove_cut_off
@@ -156,6 +156,7 @@ class _Run:
         trained = merged(wrapped, omni)
         frozen.check(trained)
         trained.provenance = provenance_of(origin, config)
+        trained.licences = licences_of(trained.licences, config)
         return _Outcome(trained, wrapped, origin, before)
 
     def write(self, trained: _Outcome) -> None:

@@ -18,6 +18,13 @@ _PART_OF: dict[str, Part] = {
     "TTS adapter": "tts",
 }
 """What a provenance's list of untrained parts calls them -> the part that learns."""
+_LICENSED: dict[str, tuple[Part, ...]] = {
+    "encoder": ("encoder",),
+    "llm": ("adapter", "words", "specials", "audio", "tts", "body"),
+}
+"""Whose licence a checkpoint states -> the parts of the model that belong to it."""
+_RANDOM = "random weights"
+TRAINED_FROM_RANDOM = "trained from random weights; whoever trained it chooses the licence"
 _ALL_RANDOM = "encoder, adapter, LLM, text rows, special tokens, audio rows"
 """What is untrained of a preset with random weights."""
 
@@ -36,6 +43,16 @@ def provenance_of(origin: Mapping[str, Any], config: TrainConfig) -> dict[str, A
         "weights": "random" if left else "trained",
         "trained_in": f"{before}, {config.stage}" if before else config.stage,
         "trained_from": str(origin.get("source_hash", "")),
+    }
+
+
+def licences_of(licences: Mapping[str, str], config: TrainConfig) -> dict[str, str]:
+    """The licences of what a run makes of a checkpoint with these: those of random weights that it taught change."""
+    modes = modes_of(config)
+    learns = {name: any(modes[part] != "freeze" for part in parts) for name, parts in _LICENSED.items()}
+    return {
+        name: TRAINED_FROM_RANDOM if learns.get(name) and text.startswith(_RANDOM) else text
+        for name, text in licences.items()
     }
 
 
