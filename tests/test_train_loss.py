@@ -226,3 +226,58 @@ def test_two_recordings_of_a_row_are_heard_one_behind_the_other() -> None:
     assert [(len(values), row, start) for values, row, start in segments] == [(5, 1, 1), (4, 0, 1), (3, 1, 6)]
     for (values, _, _), raw, count in zip(segments, alone, (5, 4, 3), strict=True):
         torch.testing.assert_close(values, model.adapter(raw[:count]))
+
+
+class Gives(torch.nn.Module):
+    """An adapter whose output is always the same."""
+
+    def __init__(self, output: torch.Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output
+
+
+def test_features_match_where_they_are_what_written_words_would_be(model: Any) -> None:
+    """A sound whose features make the same input as a written question has no distance; others have their own."""
+    layout, width = model.spec.layout, model.spec.body.width
+    words = [7, 3, 12]
+    head = CtcHead(model.spec.encoder.width, CtcVocabulary("words", True, ("a", "b", "c")))
+    with torch.no_grad():  # position i hears word i - 1 for certain, position 0 the blank
+        head.linear.weight.zero_()
+        head.linear.weight[:, :4] = 50 * torch.eye(4)
+        head.linear.bias.zero_()
+    heard = torch.zeros(4, model.spec.encoder.width)
+    heard[:, :4] = torch.eye(4)
+    trainable = TrainableOmni(model, LossConfig(match=1.0), head, words)
+    silence = [layout.shift(k) + layout.pad_a for k in range(layout.streams)]
+    written = torch.tensor([[*([i] * 4 for i in silence), [layout.pad_t, *words]]])
+    with torch.no_grad():
+        given = model.embed(written)[0]
+        padding = model.embed(torch.tensor([[*([i] for i in silence), [layout.pad_t]]]))[0, 0]
+        text = model.embedding.weight[layout.pad_t].clone()
+    # An input is (K * feature + text) / (K + 1) where a feature stands: solved for the feature.
+    exact = ((layout.streams + 1) * given - text) / layout.streams
+    trainable.adapter = Gives(exact)
+    assert trainable._mismatch({0: heard}).item() < 1e-9
+    other = exact + 0.1 * torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    wanted = ((other - exact).square().sum() / exact.square().sum()).item()
+    trainable.adapter = Gives(other)
+    assert trainable._mismatch({0: heard}).item() == pytest.approx(wanted, rel=1e-4)
+    blank = ((layout.streams + 1) * padding - text) / layout.streams
+    torch.testing.assert_close(exact[0], blank)
+
+
+def test_the_distance_counts_by_its_weight(model: Any, tmp_path: Path) -> None:
+    samples = samples_in(tmp_path, 2)
+    batch = batch_of(model, samples, ["asr", "tt"])
+    words = sorted({word for sample in samples for word in sample.text.lower().split()})
+    losses = []
+    for weight in (0.0, 1.0, 3.0):
+        torch.manual_seed(0)
+        head = CtcHead(model.spec.encoder.width, CtcVocabulary("words", True, tuple(words)))
+        trainable = TrainableOmni(model, LossConfig(ctc=0.5, match=weight), head, [5] * len(words))
+        losses.append(trainable(**batch)["loss"])
+    assert float(losses[2] - losses[0]) == pytest.approx(3 * float(losses[1] - losses[0]), rel=1e-3)
+    assert float(losses[1]) > float(losses[0])

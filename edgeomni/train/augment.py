@@ -19,11 +19,12 @@ from ..arrays import F32, F64, I32
 from ..errors import TrainError
 from ..spec import TokenLayout
 from ..tokens import shift_audio
+from .frames import padding
 
 Range = tuple[float, float]
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
 """Suffixes of the files in a noise folder that are taken for recordings."""
-_SPEED, _ROOM, _NOISE, _VOLUME, _MEL, _CODES = range(6)
+_SPEED, _ROOM, _NOISE, _VOLUME, _MEL, _CODES, _STRETCH = range(7)
 """Part of a random generator's seed, so that no change depends on whether another is made."""
 _QUIETEST = 10 * audio.SILENCE_PEAK
 """Peak below which volume is not lowered."""
@@ -63,6 +64,10 @@ class AugmentConfig:
     frequency_masks: int = 2
     frequency_width: int = 15
     """Mel bands that one mask covers at most."""
+    stretch_chance: float = 0.0
+    """Part of the written questions that are stretched to the length of spoken ones, with padding before each id."""
+    stretch_frames: Range = (2.0, 12.0)
+    """LLM frames of padding before an id."""
     code_share: float = 0.0
     """Share of an answer's codes that the model reads wrong in training, so that it speaks on after a mistake."""
 
@@ -127,6 +132,19 @@ class Augmenter:
         for _ in range(config.frequency_masks):
             out[_span(most, bands, rng), :frames] = mean
         return out
+
+    def question(self, ids: I32, count: int, layout: TokenLayout, seed: int) -> I32:
+        """A prompt's ids [K+1, P] -> [K+1, P'], P' >= P. Its question is the `count` ids before the last two frames.
+
+        A model that was taught to answer stretched text understands spoken words, which have many frames, far sooner.
+        """
+        rng = np.random.default_rng([seed, _STRETCH])
+        if rng.random() >= self.config.stretch_chance:
+            return ids
+        low, high = (round(frames) for frames in self.config.stretch_frames)
+        first = ids.shape[1] - 2 - count
+        places = np.repeat(np.arange(first, first + count), rng.integers(low, high + 1, count))
+        return np.insert(ids, places, padding(layout), axis=1)
 
     def codes(self, ids: I32, layout: TokenLayout, seed: int) -> I32:
         """A copy of ids [K+1, T] of the joint vocabulary (frames.Frames) with `code_share` of the codes drawn anew.

@@ -95,7 +95,9 @@ class OptimizerConfig:
 class LossConfig:
     """Weights of the cross-entropies: `text` for the text stream, `audio` shared by the audio streams, the first of
     which counts `first_codebook` times. `ctc`: weight of the CTC loss on the encoder, 0 for none; `ctc_units`: what its
-    head distinguishes; `ctc_head`: a head that an earlier run trained (RUN/ctc.safetensors)."""
+    head distinguishes; `ctc_head`: a head that an earlier run trained (RUN/ctc.safetensors). `match`: weight of the
+    distance between what the LLM is given for a sound and what it would be given for the words that the CTC head hears
+    in it (trainable.py); for units that are one id each."""
 
     text: float = 1.0
     audio: float = 1.0
@@ -103,6 +105,7 @@ class LossConfig:
     ctc: float = 0.0
     ctc_units: Literal["characters", "words"] = "characters"
     ctc_head: str | None = None
+    match: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ class TrainConfig:
             for n in ("steps", "batch", "accumulate", *(["max_frames"] if o.max_frames is not None else []))
         )
         yield from ((f"optimizer.{n}", getattr(o, n) or 0, 0) for n in ("lr", "warmup", "weight_decay", "clip"))
-        yield from ((f"loss.{n}", getattr(w, n), 0) for n in ("text", "audio", "first_codebook", "ctc"))
+        yield from ((f"loss.{n}", getattr(w, n), 0) for n in ("text", "audio", "first_codebook", "ctc", "match"))
         yield from ((f"run.{n}", getattr(r, n), 1) for n in ("log_every", "save_every", "keep"))
         yield from ((f"run.{n}", getattr(r, n), 0) for n in ("validate_every", "patience"))
         yield from (("peft.rank", p.rank, 1), ("peft.alpha", p.alpha, 1), ("peft.dropout", p.dropout, 0))

@@ -19,7 +19,7 @@ from .. import audio as sound
 from ..arrays import F32, I64
 from ..data.sample import Sample, check_fits
 from ..errors import CheckpointError, DataError, EdgeOmniError
-from ..prompts import Prompt, from_texts
+from ..prompts import Prompt, from_texts, question_ids
 from ..question import window_samples
 from ..spec import AUDIO_IN, AUDIO_OUT, TASKS, OmniSpec, Task
 from ..text import Tokenizer
@@ -102,6 +102,9 @@ class Reader:
         prompt = self._prompt(sample, task, sum(h.features for h in heard))
         codes = self._answer_codes(sample) if task in AUDIO_OUT else None
         frames = frames_of(self.spec.layout, task, prompt, self._answer_ids(sample, task), codes)
+        longer = prompt if heard else self._stretched(prompt, sample, seed)
+        if prompt.length < longer.length <= self.spec.context - (frames.length - prompt.length):
+            frames = frames_of(self.spec.layout, task, longer, self._answer_ids(sample, task), codes)
         if frames.length > self.spec.context:
             raise DataError(f"{frames.length} frames exceed the model's context of {self.spec.context}")
         if self._augmenter is not None and seed is not None:
@@ -118,6 +121,13 @@ class Reader:
             system=sample.system,
             history=sample.history,
         )
+
+    def _stretched(self, prompt: Prompt, sample: Sample, seed: int | None) -> Prompt:
+        """A written question's prompt as the augmentation makes it."""
+        if self._augmenter is None or seed is None:
+            return prompt
+        count = len(question_ids(self.spec, self._tokenizer, sample.text))
+        return replace(prompt, ids=self._augmenter.question(prompt.ids[0], count, self.spec.layout, seed)[None])
 
     def _answer_ids(self, sample: Sample, task: Task) -> list[int]:
         return self._tokenizer.encode(sample.answer_text(task))

@@ -146,7 +146,8 @@ class _Run:
         modes, origin = modes_of(config), dict(omni.provenance)
         frozen, sizes = Frozen(omni, modes, config.peft.targets), part_sizes(omni)
         torch.manual_seed(config.seed)
-        trainable = TrainableOmni(omni, config.loss, self._ctc_head([*learn, *held]))
+        head = self._ctc_head([*learn, *held])
+        trainable = TrainableOmni(omni, config.loss, head, self._unit_ids(head))
         if config.run.gradient_checkpointing:
             trainable.checkpoint_gradients()
         wrapped = prepared(trainable, modes, config.peft)
@@ -225,6 +226,23 @@ class _Run:
             return CtcHead.load(loss.ctc_head, width)
         texts = [sample.text for sample in samples if not sample.missing("asr")]
         return CtcHead(width, CtcVocabulary.of(texts, loss.ctc_units))
+
+    def _unit_ids(self, head: CtcHead | None) -> list[int]:
+        """The text id of every unit of the CTC head, where `loss.match` needs them; [] where it has no weight.
+
+        Raises TrainError where there is no head, or one whose units are not one id each.
+        """
+        if not self.config.loss.match:
+            return []
+        if head is None:
+            raise TrainError("loss.match needs the CTC loss, whose head says which words are heard; set loss.ctc too")
+        tokenizer = Tokenizer(self.omni.tokenizer_json, self.omni.spec.layout)
+        found = [tokenizer.encode(unit) for unit in head.vocabulary.entries]
+        if several := [unit for unit, ids in zip(head.vocabulary.entries, found, strict=True) if len(ids) != 1]:
+            raise TrainError(
+                f"loss.match needs units that are one id of the tokenizer each, and {several[0]!r} is not; set it to 0"
+            )
+        return [ids[0] for ids in found]
 
     def _text_ability(self) -> dict[str, Any] | None:
         """How well the model answers the held-out questions in text; None where there are none."""

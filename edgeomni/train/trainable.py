@@ -23,15 +23,19 @@ from ..model.omni import OmniModel
 from ..spec import TASKS
 from .config import LossConfig
 from .ctc import CtcHead, ctc_loss, positions
-from .frames import IGNORED
+from .frames import IGNORED, padding
 from .tables import Tables
 
 
 class TrainableOmni(nn.Module):
     """`omni`'s own modules, its tables in blocks, and a CTC head where one is wanted. Everything starts out frozen."""
 
-    def __init__(self, omni: OmniModel, loss: LossConfig, ctc: CtcHead | None = None) -> None:
+    def __init__(
+        self, omni: OmniModel, loss: LossConfig, ctc: CtcHead | None = None, units: Sequence[int] = ()
+    ) -> None:
+        """`units`: the text id of each entry of the CTC head's vocabulary, for `loss.match`."""
         super().__init__()
+        self._units = torch.tensor(units, dtype=torch.int64)
         self.spec, self._loss, self._answers = omni.spec, loss, bool(loss.text or loss.audio)
         self.encoder, self.adapter, self.body, self.tts = omni.encoder, omni.adapter, omni.body, omni.tts
         self.tables = Tables(omni)
@@ -64,7 +68,10 @@ class TrainableOmni(nn.Module):
         rows = torch.cat([streams, self._ctc_sums(heard, transcripts, len(ids))[:, None]], dim=1)
         counts = rows[..., 1].sum(0) if counts is None else counts
         sums = torch.zeros(len(TASKS), *rows.shape[1:], device=rows.device).index_add(0, tasks, rows.detach())
-        return {"loss": self.weighted(rows[..., 0].sum(0), counts) + self._anchor(), "sums": sums}
+        loss = self.weighted(rows[..., 0].sum(0), counts) + self._anchor()
+        if self._loss.match and heard:
+            loss = loss + self._loss.match * self._mismatch(heard)
+        return {"loss": loss, "sums": sums}
 
     def checkpoint_gradients(self) -> None:
         """Computes activations of body and TTS adapter again in the backward pass instead of keeping them."""
@@ -162,6 +169,24 @@ class TrainableOmni(nn.Module):
         if self.tts is None:
             return self.body.norm(out[at])
         return self.tts(out, self.body.rotary_emb)[at]
+
+    def _mismatch(self, heard: Mapping[int, Tensor]) -> Tensor:
+        """Mean squared distance of the adapter's output from what the LLM is given for written words, over its size.
+
+        Where the CTC head hears word w with probability p(w), a written question would have the embedding of w instead
+        of that of the text's padding, and padding on the audio streams. What comes in their place is the sum over the K
+        streams divided by K (OmniModel.embed). Only the adapter learns from it: the encoder would unlearn to hear.
+        """
+        assert self.ctc is not None
+        layout, device = self.spec.layout, self.body.norm.weight.device
+        pads = torch.from_numpy(padding(layout)).long().to(device)[None]
+        with torch.no_grad():
+            features = torch.cat(list(heard.values()))
+            blank = self.tables.embed_text(pads[:, -1])[0, 0]
+            words = self.tables.embed_text(self._units.to(device)[None])[0] - blank
+            silence = self.tables.embed_audio(pads[:, :-1])[0, 0]
+            wanted = (silence + self.ctc(features).softmax(-1)[:, 1:] @ words) / layout.streams
+        return (self.adapter(features) - wanted).square().mean() / wanted.square().mean()
 
     def _ctc_sums(self, heard: Mapping[int, Tensor], transcripts: Sequence[str], rows: int) -> Tensor:
         """Encoder features [F, width] by row -> summed CTC losses and numbers of units, float32 [B, 2]."""
