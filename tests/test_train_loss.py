@@ -278,6 +278,6 @@ def test_the_distance_counts_by_its_weight(model: Any, tmp_path: Path) -> None:
         torch.manual_seed(0)
         head = CtcHead(model.spec.encoder.width, CtcVocabulary("words", True, tuple(words)))
         trainable = TrainableOmni(model, LossConfig(ctc=0.5, match=weight), head, [5] * len(words))
-        losses.append(trainable(**batch)["loss"])
-    assert float(losses[2] - losses[0]) == pytest.approx(3 * float(losses[1] - losses[0]), rel=1e-3)
-    assert float(losses[1]) > float(losses[0])
+        losses.append(trainable(**batch)["loss"].item())
+    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
+    assert losses[1] > losses[0]
