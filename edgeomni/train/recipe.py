@@ -146,15 +146,15 @@ def needed(recipe: TrainingRecipe) -> dict[str, set[str]]:
     """Step's name -> names of the earlier steps whose results its command or the files that it names name."""
     found = dict[str, set[str]]()
     for number, step in enumerate(recipe.steps):
-        said = _said(recipe, step)
+        said = "\n".join([" ".join(step.words[1:]), *_files_of(recipe, step).values()])
         found[step.name] = {other.name for other in recipe.steps[:number] if _names(said, other.makes)}
     return found
 
 
-def _said(recipe: TrainingRecipe, step: Step) -> str:
-    """The step's command and the recipe's files that it names."""
+def _files_of(recipe: TrainingRecipe, step: Step) -> dict[str, str]:
+    """The recipe's files that the step's command names."""
     words = " ".join(step.words[1:])
-    return "\n".join([words, *(text for name, text in recipe.files.items() if _names(words, name))])
+    return {name: text for name, text in recipe.files.items() if _names(words, name)}
 
 
 def marks(recipe: TrainingRecipe) -> dict[str, str]:
@@ -165,8 +165,7 @@ def marks(recipe: TrainingRecipe) -> dict[str, str]:
     found = dict[str, str]()
     needs = needed(recipe)
     for step in recipe.steps:
-        words = " ".join(step.words[1:])
-        read = {name: text for name, text in recipe.files.items() if _names(words, name)}
+        read = _files_of(recipe, step)
         used = [mark for name, mark in found.items() if name in needs[step.name]]
         found[step.name] = hashlib.sha256(json.dumps([step.words, step.makes, read, used]).encode()).hexdigest()
     return found
