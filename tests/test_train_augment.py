@@ -273,31 +273,35 @@ def test_codes_stay_without_a_share_and_follow_the_seed() -> None:
     assert (changing.codes(ids, layout, seed=1) != changing.codes(ids, layout, seed=2)).any()
 
 
-def test_a_stretched_question_has_padding_before_each_of_its_ids_and_nowhere_else() -> None:
+def test_a_written_recording_has_its_ids_in_order_with_gaps_before_each_and_after_the_last() -> None:
     layout = TokenLayout(text_vocab=100, audio_vocab=20, codebook_size=10, streams=2, text_specials=8)
-    pads = [layout.shift(k) + layout.pad_a for k in range(2)]
-    prompt = np.full((3, 9), -1, np.int32)
-    prompt[2] = [3, 4, layout.input_t, 11, 12, 12, 13, layout.eot, layout.answer_t]  # a system prompt of two ids first
-    prompt[0], prompt[1] = pads
-    prompt[0, -1] = layout.shift(0) + layout.answer_a
-    counts = set()
-    for seed in range(200):
-        out = made(stretch_chance=1.0, stretch_frames=(1.0, 3.0)).question(prompt, 4, layout, seed)
-        text = out[2].tolist()
-        assert text[:3] == [3, 4, layout.input_t] and text[-2:] == [layout.eot, layout.answer_t]
-        runs = "".join("." if i == layout.pad_t else "x" for i in text[3:-2])
-        assert [i for i in text[3:-2] if i != layout.pad_t] == [11, 12, 12, 13]
-        gaps = [len(run) for run in runs.split("x")]
-        assert gaps.pop() == 0 and len(gaps) == 4 and all(1 <= gap <= 3 for gap in gaps)
-        counts |= set(gaps)
-        assert (out[:2, :-1] == np.array(pads)[:, None]).all() and out[0, -1] == layout.shift(0) + layout.answer_a
-        assert out.dtype == np.int32
-    assert counts == {1, 2, 3}
+    gaps: list[set[int]] = [set(), set(), set(), set()]
+    for seed in range(300):
+        row = made(written_chance=1.0, written_gap=(1.0, 3.0)).written([11, 12, 12], layout, seed, longest=15)
+        assert row is not None and row.dtype == np.int32
+        assert [i for i in row.tolist() if i != layout.pad_t] == [11, 12, 12]
+        for found, run in zip(gaps, "".join("." if i == layout.pad_t else "x" for i in row).split("x"), strict=True):
+            found.add(len(run))
+    assert gaps == [{1, 2, 3}] * 4
 
 
-def test_how_often_questions_are_stretched() -> None:
+def test_a_written_recording_without_gaps_is_its_ids() -> None:
     layout = TokenLayout(text_vocab=100, audio_vocab=20, codebook_size=10, streams=2, text_specials=8)
-    prompt = np.ones((3, 6), np.int32)
-    longer = [made(stretch_chance=0.25).question(prompt, 3, layout, seed).shape[1] > 6 for seed in range(2000)]
-    assert 0.2 < np.mean(longer) < 0.3
-    assert not any(made().question(prompt, 3, layout, seed).shape[1] > 6 for seed in range(50))
+    row = made(written_chance=1.0, written_gap=(0.0, 0.0)).written([11, 12], layout, 1, longest=2)
+    assert row is not None and row.tolist() == [11, 12]
+
+
+def test_what_is_too_long_or_empty_is_not_written() -> None:
+    layout = TokenLayout(text_vocab=100, audio_vocab=20, codebook_size=10, streams=2, text_specials=8)
+    writing = made(written_chance=1.0, written_gap=(2.0, 2.0))
+    assert writing.written([11, 12], layout, 1, longest=7) is None  # 2 + 1 + 2 + 1 + 2 = 8 frames
+    assert writing.written([11, 12], layout, 1, longest=8) is not None
+    assert writing.written([], layout, 1, longest=8) is None
+
+
+def test_how_often_recordings_are_written() -> None:
+    layout = TokenLayout(text_vocab=100, audio_vocab=20, codebook_size=10, streams=2, text_specials=8)
+    writing = made(written_chance=0.25)
+    written = [writing.written([11], layout, seed, 200) is not None for seed in range(2000)]
+    assert 0.2 < np.mean(written) < 0.3
+    assert not any(made().written([11], layout, seed, 200) is not None for seed in range(50))

@@ -262,7 +262,8 @@ def test_features_match_where_they_are_what_written_words_would_be(model: Any) -
     trainable.adapter = Gives(exact)
     assert trainable._mismatch({0: heard}).item() < 1e-9
     other = exact + 0.1 * torch.randn(4, width, generator=torch.Generator().manual_seed(0))
-    wanted = ((other - exact).square().sum() / exact.square().sum()).item()
+    of_words = layout.streams * (exact[1:] - exact[0])
+    wanted = ((layout.streams * (other - exact)).square().mean() / of_words.square().mean()).item()
     trainable.adapter = Gives(other)
     assert trainable._mismatch({0: heard}).item() == pytest.approx(wanted, rel=1e-4)
     blank = ((layout.streams + 1) * padding - text) / layout.streams

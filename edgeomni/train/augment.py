@@ -6,7 +6,7 @@ Everything is decided by the configuration and a seed: the same two give the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -19,12 +19,11 @@ from ..arrays import F32, F64, I32
 from ..errors import TrainError
 from ..spec import TokenLayout
 from ..tokens import shift_audio
-from .frames import padding
 
 Range = tuple[float, float]
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
 """Suffixes of the files in a noise folder that are taken for recordings."""
-_SPEED, _ROOM, _NOISE, _VOLUME, _MEL, _CODES, _STRETCH = range(7)
+_SPEED, _ROOM, _NOISE, _VOLUME, _MEL, _CODES, _WRITTEN = range(7)
 """Part of a random generator's seed, so that no change depends on whether another is made."""
 _QUIETEST = 10 * audio.SILENCE_PEAK
 """Peak below which volume is not lowered."""
@@ -64,10 +63,10 @@ class AugmentConfig:
     frequency_masks: int = 2
     frequency_width: int = 15
     """Mel bands that one mask covers at most."""
-    stretch_chance: float = 0.0
-    """Part of the written questions that are stretched to the length of spoken ones, with padding before each id."""
-    stretch_frames: Range = (2.0, 12.0)
-    """LLM frames of padding before an id."""
+    written_chance: float = 0.0
+    """Part of the recordings in whose place the model is given what they say, written (as JOIST, arXiv 2210.07353)."""
+    written_gap: Range = (2.0, 12.0)
+    """LLM frames of padding before each id, and after the last, of a recording that is written."""
     code_share: float = 0.0
     """Share of an answer's codes that the model reads wrong in training, so that it speaks on after a mistake."""
 
@@ -133,18 +132,20 @@ class Augmenter:
             out[_span(most, bands, rng), :frames] = mean
         return out
 
-    def question(self, ids: I32, count: int, layout: TokenLayout, seed: int) -> I32:
-        """A prompt's ids [K+1, P] -> [K+1, P'], P' >= P. Its question is the `count` ids before the last two frames.
+    def written(self, ids: Sequence[int], layout: TokenLayout, seed: int, longest: int) -> I32 | None:
+        """A recording's place on the text stream, int32 [F], where it is to be written; None where it is to be heard.
 
-        A model that was taught to answer stretched text understands spoken words, which have many frames, far sooner.
+        `ids`: text ids of what is said. They stand in order, with as much padding between them as words that are spoken
+        have. None too where there is nothing to write, or it would take more than `longest` LLM frames.
         """
-        rng = np.random.default_rng([seed, _STRETCH])
-        if rng.random() >= self.config.stretch_chance:
-            return ids
-        low, high = (round(frames) for frames in self.config.stretch_frames)
-        first = ids.shape[1] - 2 - count
-        places = np.repeat(np.arange(first, first + count), rng.integers(low, high + 1, count))
-        return np.insert(ids, places, padding(layout), axis=1)
+        rng = np.random.default_rng([seed, _WRITTEN])
+        if rng.random() >= self.config.written_chance or not len(ids):
+            return None
+        low, high = (round(frames) for frames in self.config.written_gap)
+        places = np.cumsum(rng.integers(low, high + 1, len(ids)) + 1) - 1
+        out = np.full(places[-1] + 1 + rng.integers(low, high + 1), layout.pad_t, np.int32)
+        out[places] = ids
+        return out if len(out) <= longest else None
 
     def codes(self, ids: I32, layout: TokenLayout, seed: int) -> I32:
         """A copy of ids [K+1, T] of the joint vocabulary (frames.Frames) with `code_share` of the codes drawn anew.

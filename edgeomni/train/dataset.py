@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from .. import audio as sound
-from ..arrays import F32, I64
+from ..arrays import F32, I32, I64
 from ..data.sample import Sample, check_fits
 from ..errors import CheckpointError, DataError, EdgeOmniError
-from ..prompts import Prompt, from_texts, question_ids
+from ..prompts import Prompt, from_texts
 from ..question import window_samples
 from ..spec import AUDIO_IN, AUDIO_OUT, TASKS, OmniSpec, Task
 from ..text import Tokenizer
@@ -98,13 +98,14 @@ class Reader:
 
     def item(self, sample: Sample, task: Task, seed: int | None = None) -> Item:
         """The sample as that task. `seed` None: without augmentation. Raises DataError, AudioError or PromptError."""
-        heard = self._heard(sample, seed) if task in AUDIO_IN else []
-        prompt = self._prompt(sample, task, sum(h.features for h in heard))
+        written = self._written(sample, seed) if task in AUDIO_IN else None
+        heard = self._heard(sample, seed) if task in AUDIO_IN and written is None else []
+        count = sum(h.features for h in heard) if written is None else len(written)
+        prompt = self._prompt(sample, task, count)
+        if written is not None:
+            prompt.ids[0, -1, prompt.feature_start : prompt.feature_start + count] = written
         codes = self._answer_codes(sample) if task in AUDIO_OUT else None
         frames = frames_of(self.spec.layout, task, prompt, self._answer_ids(sample, task), codes)
-        longer = prompt if heard else self._stretched(prompt, sample, seed)
-        if prompt.length < longer.length <= self.spec.context - (frames.length - prompt.length):
-            frames = frames_of(self.spec.layout, task, longer, self._answer_ids(sample, task), codes)
         if frames.length > self.spec.context:
             raise DataError(f"{frames.length} frames exceed the model's context of {self.spec.context}")
         if self._augmenter is not None and seed is not None:
@@ -122,12 +123,13 @@ class Reader:
             history=sample.history,
         )
 
-    def _stretched(self, prompt: Prompt, sample: Sample, seed: int | None) -> Prompt:
-        """A written question's prompt as the augmentation makes it."""
-        if self._augmenter is None or seed is None:
-            return prompt
-        count = len(question_ids(self.spec, self._tokenizer, sample.text))
-        return replace(prompt, ids=self._augmenter.question(prompt.ids[0], count, self.spec.layout, seed)[None])
+    def _written(self, sample: Sample, seed: int | None) -> I32 | None:
+        """The text ids that take the recording's place, where the augmentation wants it."""
+        if self._augmenter is None or seed is None or not sample.text.strip():
+            return None
+        return self._augmenter.written(
+            self._tokenizer.encode(sample.text), self.spec.layout, seed, self.spec.encoder.context
+        )
 
     def _answer_ids(self, sample: Sample, task: Task) -> list[int]:
         return self._tokenizer.encode(sample.answer_text(task))

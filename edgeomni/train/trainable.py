@@ -171,7 +171,7 @@ class TrainableOmni(nn.Module):
         return self.tts(out, self.body.rotary_emb)[at]
 
     def _mismatch(self, heard: Mapping[int, Tensor]) -> Tensor:
-        """Mean squared distance of the adapter's output from what the LLM is given for written words, over its size.
+        """Mean squared distance of the adapter's output from what the LLM is given for written words, over a word's.
 
         Where the CTC head hears word w with probability p(w), a written question would have the embedding of w instead
         of that of the text's padding, and padding on the audio streams. What comes in their place is the sum over the K
@@ -185,8 +185,8 @@ class TrainableOmni(nn.Module):
             blank = self.tables.embed_text(pads[:, -1])[0, 0]
             words = self.tables.embed_text(self._units.to(device)[None])[0] - blank
             silence = self.tables.embed_audio(pads[:, :-1])[0, 0]
-            wanted = (silence + self.ctc(features).softmax(-1)[:, 1:] @ words) / layout.streams
-        return (self.adapter(features) - wanted).square().mean() / wanted.square().mean()
+            said = self.ctc(features).softmax(-1)[:, 1:] @ words
+        return (self.adapter(features) * layout.streams - silence - said).square().mean() / words.square().mean()
 
     def _ctc_sums(self, heard: Mapping[int, Tensor], transcripts: Sequence[str], rows: int) -> Tensor:
         """Encoder features [F, width] by row -> summed CTC losses and numbers of units, float32 [B, 2]."""

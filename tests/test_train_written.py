@@ -1,0 +1,65 @@
+"""Text injection: a recording in whose place the model is given what it says (augment.written_chance)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from training import samples_in, small_model
+
+from edgeomni.data.sample import Sample
+from edgeomni.spec import Task
+from edgeomni.text import Tokenizer
+from edgeomni.train.augment import AugmentConfig, Augmenter
+from edgeomni.train.codes import codec_frames
+from edgeomni.train.dataset import Reader
+from edgeomni.train.frames import padding
+
+TASKS: tuple[Task, ...] = ("asr", "at", "aa")
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    return samples_in(tmp_path_factory.mktemp("samples"), 2)
+
+
+def test_a_recording_that_is_written_has_its_words_in_the_place_of_its_features(
+    samples: list[Sample],
+) -> None:
+    """Everything else of the prompt and the answer stays: it is a recording's, with as many features."""
+    model = small_model()
+    layout, tokenizer = model.spec.layout, Tokenizer(model.tokenizer_json, model.spec.layout)
+    writing = Augmenter(AugmentConfig(written_chance=1.0, written_gap=(1.0, 2.0)))
+    sample = samples[0]
+    for task in TASKS:
+        reader = Reader(model.spec, tokenizer, lambda s: codec_frames(model.codec, model.spec.codec, s), writing)
+        item = reader.item(sample, task, seed=5)
+        assert not item.heard and item.transcript == ""
+        place = writing.written(tokenizer.encode(sample.text), layout, 5, model.spec.encoder.context)
+        assert place is not None
+        plain = Reader(model.spec, tokenizer, lambda s: codec_frames(model.codec, model.spec.codec, s)).item(
+            sample, task
+        )
+        count = plain.heard[0].features
+        first = plain.frames.feature_start
+        assert item.frames.feature_start == first
+        assert item.frames.ids[-1, first : first + len(place)].tolist() == place.tolist()
+        for kind in ("ids", "labels"):
+            ours, theirs = getattr(item.frames, kind), getattr(plain.frames, kind)
+            assert (ours[:, :first] == theirs[:, :first]).all()
+            assert (ours[:, first + len(place) :] == theirs[:, first + count :]).all()
+        assert (item.frames.ids[:-1, first : first + len(place)] == padding(layout)[:-1]).all()
+        assert reader.item(sample, task).heard  # validation hears it
+
+
+def test_a_recording_without_a_transcript_is_heard(samples: list[Sample]) -> None:
+    model = small_model()
+    writing = Augmenter(AugmentConfig(written_chance=1.0))
+    reader = Reader(
+        model.spec,
+        Tokenizer(model.tokenizer_json, model.spec.layout),
+        lambda s: codec_frames(model.codec, model.spec.codec, s),
+        writing,
+    )
+    assert reader.item(replace(samples[0], text=""), "at", seed=5).heard
+    assert reader.item(samples[0], "tt", seed=5).frames.ids.shape == reader.item(samples[0], "tt").frames.ids.shape
