@@ -239,35 +239,56 @@ class Gives(torch.nn.Module):
         return self.output
 
 
-def test_features_match_where_they_are_what_written_words_would_be(model: Any) -> None:
-    """A sound whose features make the same input as a written question has no distance; others have their own."""
+def test_sounds_match_the_words_that_the_llm_is_given_nearest_to_them(model: Any) -> None:
+    """Against CTC over distances between the LLM's inputs themselves, as the model embeds them."""
     layout, width = model.spec.layout, model.spec.body.width
     words = [7, 3, 12]
     head = CtcHead(model.spec.encoder.width, CtcVocabulary("words", True, ("a", "b", "c")))
-    with torch.no_grad():  # position i hears word i - 1 for certain, position 0 the blank
-        head.linear.weight.zero_()
-        head.linear.weight[:, :4] = 50 * torch.eye(4)
-        head.linear.bias.zero_()
-    heard = torch.zeros(4, model.spec.encoder.width)
-    heard[:, :4] = torch.eye(4)
-    trainable = TrainableOmni(model, LossConfig(match=1.0), head, words)
+    trainable = TrainableOmni(model, LossConfig(ctc=1.0, match=1.0), head, words)
     silence = [layout.shift(k) + layout.pad_a for k in range(layout.streams)]
     written = torch.tensor([[*([i] * 4 for i in silence), [layout.pad_t, *words]]])
     with torch.no_grad():
-        given = model.embed(written)[0]
-        padding = model.embed(torch.tensor([[*([i] for i in silence), [layout.pad_t]]]))[0, 0]
+        inputs = model.embed(written)[0]  # of padding and of each word
         text = model.embedding.weight[layout.pad_t].clone()
     # An input is (K * feature + text) / (K + 1) where a feature stands: solved for the feature.
-    exact = ((layout.streams + 1) * given - text) / layout.streams
-    trainable.adapter = Gives(exact)
-    assert trainable._mismatch({0: heard}).item() < 1e-9
-    other = exact + 0.1 * torch.randn(4, width, generator=torch.Generator().manual_seed(0))
-    of_words = layout.streams * (exact[1:] - exact[0])
-    wanted = ((layout.streams * (other - exact)).square().mean() / of_words.square().mean()).item()
-    trainable.adapter = Gives(other)
-    assert trainable._mismatch({0: heard}).item() == pytest.approx(wanted, rel=1e-4)
-    blank = ((layout.streams + 1) * padding - text) / layout.streams
-    torch.testing.assert_close(exact[0], blank)
+    exact = ((layout.streams + 1) * inputs - text) / layout.streams
+    apart = torch.cdist(inputs[None], inputs[None])[0].square()
+    mean = apart.sum() / 12
+
+    noise = 0.02 * torch.randn(6, width, generator=torch.Generator().manual_seed(0))
+    said = exact[[1, 0, 2, 2, 0, 0]] + noise  # "a b" and, in another row, "b"
+    trainable.adapter = Gives(torch.stack([said[:4], torch.cat([said[3:], said[:1]])]))
+    heard = {1: torch.zeros(4, model.spec.encoder.width), 0: torch.zeros(3, model.spec.encoder.width)}
+    given = (layout.streams * trainable.adapter.output + text) / (layout.streams + 1)
+    logits = -20 / mean * torch.cdist(given, inputs[None].expand(2, -1, -1)).square()
+    wanted = torch.nn.functional.ctc_loss(
+        logits.log_softmax(-1).transpose(0, 1),
+        torch.tensor([[1, 2], [2, 0]]),
+        torch.tensor([4, 3]),
+        torch.tensor([2, 1]),
+        reduction="sum",
+    )
+    assert trainable._mismatch(heard, ["b", "a b"]).item() == pytest.approx(wanted.item() / 3, rel=1e-4)
+    trainable.adapter = Gives(exact[torch.tensor([[1, 0, 2, 2], [2, 0, 0, 0]])])
+    assert trainable._mismatch(heard, ["b", "a b"]).item() < 0.01
+
+
+def test_matching_teaches_adapter_and_encoder_and_no_embedding(tmp_path: Path) -> None:
+    model = small_model()
+    batch = batch_of(model, samples_in(tmp_path, 2), ["asr", "tt"])
+    words = sorted(set(batch["transcripts"][0].lower().split()))
+    head = CtcHead(model.spec.encoder.width, CtcVocabulary("words", True, tuple(words)))
+    tokenizer = Tokenizer(model.tokenizer_json, model.spec.layout)
+    units = [tokenizer.encode(word)[0] for word in words]
+    trainable = TrainableOmni(model, LossConfig(text=0, audio=0, ctc=1e-9, match=1.0), head, units)
+    trainable.requires_grad_()
+    trainable(**batch)["loss"].backward()
+    learned = {
+        name.split(".")[0]
+        for name, p in trainable.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 1e-6
+    }
+    assert learned == {"encoder", "adapter"}
 
 
 def test_the_distance_counts_by_its_weight(model: Any, tmp_path: Path) -> None:
@@ -278,7 +299,7 @@ def test_the_distance_counts_by_its_weight(model: Any, tmp_path: Path) -> None:
     for weight in (0.0, 1.0, 3.0):
         torch.manual_seed(0)
         head = CtcHead(model.spec.encoder.width, CtcVocabulary("words", True, tuple(words)))
-        trainable = TrainableOmni(model, LossConfig(ctc=0.5, match=weight), head, [5] * len(words))
+        trainable = TrainableOmni(model, LossConfig(ctc=0.5, match=weight), head, range(5, 5 + len(words)))
         losses.append(trainable(**batch)["loss"].item())
     assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
     assert losses[1] > losses[0]

@@ -148,23 +148,28 @@ class CtcLoss(NamedTuple):
         return int(self.counts.sum())
 
 
-def ctc_loss(head: CtcHead, features: Tensor, lengths: Sequence[int], texts: Sequence[str]) -> CtcLoss:
+def ctc_loss(
+    head: CtcHead, features: Tensor, lengths: Sequence[int], texts: Sequence[str], logits: Tensor | None = None
+) -> CtcLoss:
     """The loss of features [B, T, width], of which lengths[b] positions are speech that says texts[b].
 
+    `logits` [B, T, 1 + entries]: what something else than the head makes of them; None: the head's own.
     Rows with an empty text are left out, and so are texts that no alignment fits into their recordings; of these
     head.too_long keeps count. Computed in float32 whatever autocast says. Raises TrainError for units that the head
     does not know.
     """
     targets = [head.vocabulary.ids(text) for text in texts]
     fits = [positions(ids) <= n for ids, n in zip(targets, lengths, strict=True)]
-    head.note_too_long([text for text, fit in zip(texts, fits, strict=True) if not fit])
+    if logits is None:
+        head.note_too_long([text for text, fit in zip(texts, fits, strict=True) if not fit])
+        logits = head(features)
     rows = [row for row, ids in enumerate(targets) if ids and fits[row]]
     nothing = torch.zeros(len(texts), device=features.device)
     if not rows:
-        return CtcLoss(nothing + head(features).float().sum() * 0.0, nothing)
+        return CtcLoss(nothing + logits.float().sum() * 0.0, nothing)
     chosen = [torch.tensor(targets[row]) for row in rows]
     losses = F.ctc_loss(
-        head(features[rows]).float().log_softmax(-1).transpose(0, 1),
+        logits[rows].float().log_softmax(-1).transpose(0, 1),
         nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=BLANK).to(features.device),
         torch.tensor([lengths[row] for row in rows]),
         torch.tensor([len(ids) for ids in chosen]),

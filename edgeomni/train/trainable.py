@@ -26,6 +26,9 @@ from .ctc import CtcHead, ctc_loss, positions
 from .frames import IGNORED, padding
 from .tables import Tables
 
+_SHARPNESS = 40.0
+"""A given that is exactly one word's makes another word, as far away as the mean, e^-20 times as likely."""
+
 
 class TrainableOmni(nn.Module):
     """`omni`'s own modules, its tables in blocks, and a CTC head where one is wanted. Everything starts out frozen."""
@@ -70,7 +73,7 @@ class TrainableOmni(nn.Module):
         sums = torch.zeros(len(TASKS), *rows.shape[1:], device=rows.device).index_add(0, tasks, rows.detach())
         loss = self.weighted(rows[..., 0].sum(0), counts) + self._anchor()
         if self._loss.match and heard:
-            loss = loss + self._loss.match * self._mismatch(heard)
+            loss = loss + self._loss.match * self._mismatch(heard, transcripts)
         return {"loss": loss, "sums": sums}
 
     def checkpoint_gradients(self) -> None:
@@ -170,23 +173,32 @@ class TrainableOmni(nn.Module):
             return self.body.norm(out[at])
         return self.tts(out, self.body.rotary_emb)[at]
 
-    def _mismatch(self, heard: Mapping[int, Tensor]) -> Tensor:
-        """Mean squared distance of the adapter's output from what the LLM is given for written words, over a word's.
+    def _mismatch(self, heard: Mapping[int, Tensor], transcripts: Sequence[str]) -> Tensor:
+        """The CTC loss of what the LLM is given for sounds, in nats per unit: of its distances to written words.
 
-        Where the CTC head hears word w with probability p(w), a written question would have the embedding of w instead
-        of that of the text's padding, and padding on the audio streams. What comes in their place is the sum over the K
-        streams divided by K (OmniModel.embed). Only the adapter learns from it: the encoder would unlearn to hear.
+        For a word w, written, the LLM is given its embedding instead of that of the text's padding, and padding on the
+        audio streams; for a sound, the sum over the K streams divided by K (OmniModel.embed). A unit's logit is the
+        squared distance from the given to that, times -_SHARPNESS / 2 over the mean squared distance between units; the
+        blank is padding. The embeddings do not learn from it: words that all moved apart would lower it as well.
         """
         assert self.ctc is not None
-        layout, device = self.spec.layout, self.body.norm.weight.device
-        pads = torch.from_numpy(padding(layout)).long().to(device)[None]
-        with torch.no_grad():
-            features = torch.cat(list(heard.values()))
-            blank = self.tables.embed_text(pads[:, -1])[0, 0]
-            words = self.tables.embed_text(self._units.to(device)[None])[0] - blank
-            silence = self.tables.embed_audio(pads[:, :-1])[0, 0]
-            said = self.ctc(features).softmax(-1)[:, 1:] @ words
-        return (self.adapter(features) * layout.streams - silence - said).square().mean() / words.square().mean()
+        rows = list(heard)
+        features = nn.utils.rnn.pad_sequence([heard[row] for row in rows], batch_first=True)
+        silence, units = self._written_units(features.device)
+        given = self.adapter(features) * self.spec.layout.streams - silence
+        spread = 2 * len(units) / (len(units) - 1) * (units - units.mean(0)).square().sum(1).mean()
+        logits = (given @ units.T - units.square().sum(1) / 2) * (_SHARPNESS / spread)
+        lengths, texts = [len(heard[row]) for row in rows], [transcripts[row] for row in rows]
+        loss = ctc_loss(self.ctc, features, lengths, texts, logits)
+        return loss.total / max(1, loss.units)
+
+    @torch.no_grad()
+    def _written_units(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The embedding of padding on all audio streams [D]; what blank and units add to that of padding [1 + U, D]."""
+        pads = torch.from_numpy(padding(self.spec.layout)).long().to(device)[None]
+        blank = self.tables.embed_text(pads[:, -1])
+        words = self.tables.embed_text(self._units.to(device)[None])
+        return self.tables.embed_audio(pads[:, :-1])[0, 0], torch.cat([blank, words], dim=1)[0] - blank[0]
 
     def _ctc_sums(self, heard: Mapping[int, Tensor], transcripts: Sequence[str], rows: int) -> Tensor:
         """Encoder features [F, width] by row -> summed CTC losses and numbers of units, float32 [B, 2]."""
