@@ -268,7 +268,7 @@ def test_sounds_match_the_words_that_the_llm_is_given_nearest_to_them(model: Any
         torch.tensor([2, 1]),
         reduction="sum",
     )
-    assert trainable._mismatch(heard, ["b", "a b"]).item() == pytest.approx(wanted.item() / 3, rel=1e-4)
+    assert trainable._mismatch(heard, ["b", "a b"]).item() == pytest.approx(wanted.item(), rel=1e-4)
     trainable.adapter = Gives(exact[torch.tensor([[1, 0, 2, 2], [2, 0, 0, 0]])])
     assert trainable._mismatch(heard, ["b", "a b"]).item() < 0.01
 
@@ -289,6 +289,20 @@ def test_matching_teaches_adapter_and_encoder_and_no_embedding(tmp_path: Path) -
         if p.grad is not None and p.grad.abs().max() > 1e-6
     }
     assert learned == {"encoder", "adapter"}
+
+
+def test_distances_of_parts_add_up_to_those_of_the_whole(model: Any, tmp_path: Path) -> None:
+    """As every loss does, so that accumulated batches and several processes give what one large batch would."""
+    samples = samples_in(tmp_path, 3)
+    words = sorted({word for sample in samples for word in sample.text.lower().split()})
+    head = CtcHead(model.spec.encoder.width, CtcVocabulary("words", True, tuple(words)))
+    loss = LossConfig(text=0, audio=0, ctc=0.5, match=2.0)
+    trainable = TrainableOmni(model, loss, head, range(5, 5 + len(words)))
+    whole = batch_of(model, samples, ["asr", "asr", "asr"])
+    counts = trainable.count_labels(whole)
+    parts = [batch_of(model, samples[:1], ["asr"]), batch_of(model, samples[1:], ["asr", "asr"])]
+    added = sum(trainable(**part, counts=counts)["loss"].item() for part in parts)
+    assert added == pytest.approx(trainable(**whole)["loss"].item(), rel=1e-4)
 
 
 def test_the_distance_counts_by_its_weight(model: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from training import samples_in, small_model
@@ -23,23 +24,24 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     return samples_in(tmp_path_factory.mktemp("samples"), 2)
 
 
-def test_a_recording_that_is_written_has_its_words_in_the_place_of_its_features(
-    samples: list[Sample],
-) -> None:
-    """Everything else of the prompt and the answer stays: it is a recording's, with as many features."""
+def reading(model: Any, augmenter: Augmenter | None = None) -> Reader:
+    tokenizer = Tokenizer(model.tokenizer_json, model.spec.layout)
+    return Reader(model.spec, tokenizer, lambda s: codec_frames(model.codec, model.spec.codec, s), augmenter)
+
+
+def test_a_recording_that_is_written_has_its_words_in_the_place_of_its_features(samples: list[Sample]) -> None:
+    """All that stands before and behind them stays, prompt and answer."""
     model = small_model()
     layout, tokenizer = model.spec.layout, Tokenizer(model.tokenizer_json, model.spec.layout)
     writing = Augmenter(AugmentConfig(written_chance=1.0, written_gap=(1.0, 2.0)))
     sample = samples[0]
     for task in TASKS:
-        reader = Reader(model.spec, tokenizer, lambda s: codec_frames(model.codec, model.spec.codec, s), writing)
+        reader = reading(model, writing)
         item = reader.item(sample, task, seed=5)
         assert not item.heard and item.transcript == ""
         place = writing.written(tokenizer.encode(sample.text), layout, 5, model.spec.encoder.context)
         assert place is not None
-        plain = Reader(model.spec, tokenizer, lambda s: codec_frames(model.codec, model.spec.codec, s)).item(
-            sample, task
-        )
+        plain = reading(model).item(sample, task)
         count = plain.heard[0].features
         first = plain.frames.feature_start
         assert item.frames.feature_start == first
@@ -54,12 +56,19 @@ def test_a_recording_that_is_written_has_its_words_in_the_place_of_its_features(
 
 def test_a_recording_without_a_transcript_is_heard(samples: list[Sample]) -> None:
     model = small_model()
-    writing = Augmenter(AugmentConfig(written_chance=1.0))
-    reader = Reader(
-        model.spec,
-        Tokenizer(model.tokenizer_json, model.spec.layout),
-        lambda s: codec_frames(model.codec, model.spec.codec, s),
-        writing,
-    )
+    reader = reading(model, Augmenter(AugmentConfig(written_chance=1.0)))
     assert reader.item(replace(samples[0], text=""), "at", seed=5).heard
     assert reader.item(samples[0], "tt", seed=5).frames.ids.shape == reader.item(samples[0], "tt").frames.ids.shape
+
+
+def test_a_recording_whose_words_would_not_fit_the_context_is_heard(samples: list[Sample]) -> None:
+    """And one whose words fit exactly is written: what fits as a recording is never lost."""
+    model = small_model()
+    gap = 8.0  # longer than the recording
+    reader = reading(model, Augmenter(AugmentConfig(written_chance=1.0, written_gap=(gap, gap))))
+    for task in TASKS:
+        length = reader.item(samples[0], task, seed=5).frames.length
+        for context, written in ((length, True), (length - 1, False)):
+            reader.spec = replace(model.spec, context=context)
+            assert (not reader.item(samples[0], task, seed=5).heard) is written
+        reader.spec = model.spec

@@ -98,7 +98,7 @@ class Reader:
 
     def item(self, sample: Sample, task: Task, seed: int | None = None) -> Item:
         """The sample as that task. `seed` None: without augmentation. Raises DataError, AudioError or PromptError."""
-        written = self._written(sample, seed) if task in AUDIO_IN else None
+        written = self._written(sample, task, seed) if task in AUDIO_IN else None
         heard = self._heard(sample, seed) if task in AUDIO_IN and written is None else []
         count = sum(h.features for h in heard) if written is None else len(written)
         prompt = self._prompt(sample, task, count)
@@ -123,12 +123,15 @@ class Reader:
             history=sample.history,
         )
 
-    def _written(self, sample: Sample, seed: int | None) -> I32 | None:
-        """The text ids that take the recording's place, where the augmentation wants it."""
+    def _written(self, sample: Sample, task: Task, seed: int | None) -> I32 | None:
+        """The text ids that take the recording's place, where the augmentation wants it and they fit."""
         if self._augmenter is None or seed is None or not sample.text.strip():
             return None
+        codes = len(self._answer_codes(sample)) if task in AUDIO_OUT else 0
+        answer = answer_frames(self.spec.layout, task, len(self._answer_ids(sample, task)), codes)
+        room = self.spec.context - answer - (self._prompt(sample, task, 1).length - 2)
         return self._augmenter.written(
-            self._tokenizer.encode(sample.text), self.spec.layout, seed, self.spec.encoder.context
+            self._tokenizer.encode(sample.text), self.spec.layout, seed, min(room, self.spec.encoder.context)
         )
 
     def _answer_ids(self, sample: Sample, task: Task) -> list[int]:

@@ -235,7 +235,9 @@ class _Run:
         if not self.config.loss.match:
             return []
         if head is None:
-            raise TrainError("loss.match needs the CTC loss, whose head says which words are heard; set loss.ctc too")
+            raise TrainError(
+                "loss.match needs the CTC loss, whose units are the words that it compares with; set loss.ctc too"
+            )
         tokenizer = Tokenizer(self.omni.tokenizer_json, self.omni.spec.layout)
         found = [tokenizer.encode(unit) for unit in head.vocabulary.entries]
         if several := [unit for unit, ids in zip(head.vocabulary.entries, found, strict=True) if len(ids) != 1]:

@@ -73,7 +73,7 @@ class TrainableOmni(nn.Module):
         sums = torch.zeros(len(TASKS), *rows.shape[1:], device=rows.device).index_add(0, tasks, rows.detach())
         loss = self.weighted(rows[..., 0].sum(0), counts) + self._anchor()
         if self._loss.match and heard:
-            loss = loss + self._loss.match * self._mismatch(heard, transcripts)
+            loss = loss + self._loss.match * self._mismatch(heard, transcripts) / counts[-1].clamp(min=1)
         return {"loss": loss, "sums": sums}
 
     def checkpoint_gradients(self) -> None:
@@ -174,7 +174,7 @@ class TrainableOmni(nn.Module):
         return self.tts(out, self.body.rotary_emb)[at]
 
     def _mismatch(self, heard: Mapping[int, Tensor], transcripts: Sequence[str]) -> Tensor:
-        """The CTC loss of what the LLM is given for sounds, in nats per unit: of its distances to written words.
+        """The CTC loss of what the LLM is given for sounds, summed, in nats: of its distances to written words.
 
         For a word w, written, the LLM is given its embedding instead of that of the text's padding, and padding on the
         audio streams; for a sound, the sum over the K streams divided by K (OmniModel.embed). A unit's logit is the
@@ -189,8 +189,7 @@ class TrainableOmni(nn.Module):
         spread = 2 * len(units) / (len(units) - 1) * (units - units.mean(0)).square().sum(1).mean()
         logits = (given @ units.T - units.square().sum(1) / 2) * (_SHARPNESS / spread)
         lengths, texts = [len(heard[row]) for row in rows], [transcripts[row] for row in rows]
-        loss = ctc_loss(self.ctc, features, lengths, texts, logits)
-        return loss.total / max(1, loss.units)
+        return ctc_loss(self.ctc, features, lengths, texts, logits).total
 
     @torch.no_grad()
     def _written_units(self, device: torch.device) -> tuple[Tensor, Tensor]:
