@@ -95,9 +95,9 @@ class OptimizerConfig:
 class LossConfig:
     """Weights of the cross-entropies: `text` for the text stream, `audio` shared by the audio streams, the first of
     which counts `first_codebook` times. `ctc`: weight of the CTC loss on the encoder, 0 for none; `ctc_units`: what its
-    head distinguishes; `ctc_head`: a head that an earlier run trained (RUN/ctc.safetensors). `match`: weight of a
-    second CTC loss, of how near the LLM's input for a sound comes to that for written words (trainable.py); for units
-    that are one id each."""
+    head distinguishes; `ctc_head`: a head that an earlier run trained (RUN/ctc.safetensors). `match`: weight of
+    how far the LLM's input for a sound is from that for the written words which the CTC head hears in it
+    (trainable.py); for units that are one id each."""
 
     text: float = 1.0
     audio: float = 1.0

@@ -28,6 +28,8 @@ from .tables import Tables
 
 _SHARPNESS = 40.0
 """A given that is exactly one word's makes another word, as far away as the mean, e^-20 times as likely."""
+_DISTANCE = 0.3
+"""What the squared distance counts beside the divergence in `loss.match` (benchmarks/LOG.md)."""
 
 
 class TrainableOmni(nn.Module):
@@ -73,7 +75,7 @@ class TrainableOmni(nn.Module):
         sums = torch.zeros(len(TASKS), *rows.shape[1:], device=rows.device).index_add(0, tasks, rows.detach())
         loss = self.weighted(rows[..., 0].sum(0), counts) + self._anchor()
         if self._loss.match and heard:
-            loss = loss + self._loss.match * self._mismatch(heard, transcripts) / counts[-1].clamp(min=1)
+            loss = loss + self._loss.match * self._mismatch(heard) / counts[-1].clamp(min=1)
         return {"loss": loss, "sums": sums}
 
     def checkpoint_gradients(self) -> None:
@@ -173,23 +175,30 @@ class TrainableOmni(nn.Module):
             return self.body.norm(out[at])
         return self.tts(out, self.body.rotary_emb)[at]
 
-    def _mismatch(self, heard: Mapping[int, Tensor], transcripts: Sequence[str]) -> Tensor:
-        """The CTC loss of what the LLM is given for sounds, summed, in nats: of its distances to written words.
+    def _mismatch(self, heard: Mapping[int, Tensor]) -> Tensor:
+        """How far what the LLM is given for sounds is from the words that the CTC head hears in them, in nats, summed.
 
-        For a word w, written, the LLM is given its embedding instead of that of the text's padding, and padding on the
-        audio streams; for a sound, the sum over the K streams divided by K (OmniModel.embed). A unit's logit is the
-        squared distance from the given to that, times -_SHARPNESS / 2 over the mean squared distance between units; the
-        blank is padding. The embeddings do not learn from it: words that all moved apart would lower it as well.
+        The teacher is the head: at every position of the encoder it says how probable the blank and each unit are
+        (knowledge distillation, Hinton et al., arXiv 1503.02531). The pupil says so by distances: for a word w,
+        written, the LLM is given its embedding instead of that of the text's padding, and padding on the audio streams;
+        for a sound, the sum over the K streams divided by K (OmniModel.embed). A unit's logit is the squared distance
+        from the given to that, times -_SHARPNESS / 2 over the mean squared distance between units; the blank is
+        padding. The result is the sum of the Kullback-Leibler divergences, and with less weight of the squared distances
+        from what the head's words give in the mean, on the same scale: what is nearest to the right word may still be
+        far from any, and then an LLM that reads words does not know it. Neither the head nor the embeddings learn from
+        it: words that all moved apart would lower it as well.
         """
         assert self.ctc is not None
-        rows = list(heard)
-        features = nn.utils.rnn.pad_sequence([heard[row] for row in rows], batch_first=True)
+        features = torch.cat(list(heard.values()))
         silence, units = self._written_units(features.device)
         given = self.adapter(features) * self.spec.layout.streams - silence
         spread = 2 * len(units) / (len(units) - 1) * (units - units.mean(0)).square().sum(1).mean()
-        logits = (given @ units.T - units.square().sum(1) / 2) * (_SHARPNESS / spread)
-        lengths, texts = [len(heard[row]) for row in rows], [transcripts[row] for row in rows]
-        return ctc_loss(self.ctc, features, lengths, texts, logits).total
+        scale = _SHARPNESS / spread
+        logits = (given @ units.T - units.square().sum(1) / 2) * scale
+        with torch.no_grad():
+            said = self.ctc(features).float().softmax(-1)
+        distances = (given - said @ units).float().square().sum() / 2 * scale
+        return F.kl_div(logits.float().log_softmax(-1), said, reduction="sum") + _DISTANCE * distances
 
     @torch.no_grad()
     def _written_units(self, device: torch.device) -> tuple[Tensor, Tensor]:
