@@ -194,3 +194,22 @@ def test_nanos_voice_says_every_word_and_its_formulas_reach_the_whole_list() -> 
         for n in [formula.split("% ")[1][:-1]]
     }
     assert lengths == {len(listed)}
+
+
+@pytest.mark.parametrize(("name", "shortest", "longest"), [("nano-words", 2, 5), ("nano-phrases", 6, 10)])
+def test_words_in_any_order_are_nanos_words_by_its_voices_and_hold_no_question_of_a_test(
+    name: str, shortest: int, longest: int, plans: dict[str, Plan]
+) -> None:
+    plan = planned(load_recipe(name), "en-us")["train"]
+    said = [sample.question.text for sample in plan]
+    assert {len(text.split()) for text in said} == set(range(shortest, longest + 1))
+    assert words(set(said)) >= words({text for split in plans["nano"] for text in texts(plans["nano"], split)})
+    heard = {sample.speech.voice for sample in plan}
+    held_out = {text for split in TESTS["nano"] for text in texts(plans["nano"], split) if len(text.split()) > 2}
+    runs = {" ".join(w[i : i + n]) for w in map(str.split, said) for n in range(3, 11) for i in range(len(w) - n + 1)}
+    assert not runs & held_out
+    for split in TESTS["nano"]:
+        assert not heard & {sample.speech.voice for sample in plans["nano"][split]}
+    # Any order: a word is followed by a tenth of all others or so, not by a few.
+    after = {b for w in map(str.split, said) for a, b in zip(w, w[1:], strict=False) if a == "the"}
+    assert len(after) > 25

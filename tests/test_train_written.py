@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -72,3 +73,50 @@ def test_a_recording_whose_words_would_not_fit_the_context_is_heard(samples: lis
             reader.spec = replace(model.spec, context=context)
             assert (not reader.item(samples[0], task, seed=5).heard) is written
         reader.spec = model.spec
+
+
+def test_a_transcript_that_is_changed_is_changed_in_prompt_and_answer_alike(samples: list[Sample]) -> None:
+    model = small_model()
+    layout = model.spec.layout
+    writing = AugmentConfig(written_chance=1.0, written_gap=(0.0, 1.0), written_edit_share=0.5)
+    reader, plain = reading(model, Augmenter(writing)), reading(model)
+    said = Tokenizer(model.tokenizer_json, layout).encode(samples[0].text)
+    for seed in range(20):
+        item = reader.item(samples[0], "asr", seed)
+        first = item.frames.feature_start
+        read = item.frames.ids[-1, first : plain.item(samples[0], "at").frames.length]
+        labels = [i for i in item.frames.labels[-1].tolist() if 0 <= i < layout.eot]
+        assert labels == [i for i in read[: read.tolist().index(layout.asr)].tolist() if i < layout.eot]
+        if labels != said:
+            break
+    else:
+        raise AssertionError("no transcript was changed")
+    # Of a question that is to be answered, nothing is changed.
+    first = reader.item(samples[0], "at", seed).frames
+    assert [i for i in first.ids[-1, first.feature_start :].tolist() if i < layout.eot][: len(said)] == said
+
+
+def test_ids_are_dropped_replaced_and_exchanged_as_often_as_configured() -> None:
+    layout = small_model().spec.layout
+    ids = [3, 1, 2]
+    kinds: Counter[str] = Counter()
+    augmenter = Augmenter(AugmentConfig(written_edit_share=0.3))
+    for seed in range(3000):
+        out = augmenter.edited(ids, layout, seed)
+        assert out and all(0 <= i < layout.eot for i in out) and len(out) <= len(ids)
+        assert out == augmenter.edited(ids, layout, seed)
+        if out == ids:
+            kinds["same"] += 1
+        elif out in ([1, 2], [3, 2], [3, 1]):
+            kinds["one dropped"] += 1
+        elif len(out) == 3 and sorted(out) == [1, 2, 3]:
+            kinds["exchanged"] += 1
+        elif len(out) == 3 and sum(a != b for a, b in zip(out, ids, strict=True)) == 1:
+            kinds["one replaced"] += 1
+    # The last id has nothing to be exchanged with. One change of a kind: 0.1 * 0.49 for each of three ids, and a bit.
+    assert kinds["same"] / 3000 == pytest.approx(0.7**2 * 0.8, abs=0.03)
+    assert kinds["one dropped"] / 3000 == pytest.approx(0.16, abs=0.03)
+    assert kinds["one replaced"] / 3000 == pytest.approx(0.16, abs=0.03)
+    assert 0.1 < kinds["exchanged"] / 3000 < 0.2
+    assert Augmenter(AugmentConfig()).edited(ids, layout, 0) == ids
+    assert Augmenter(AugmentConfig(written_edit_share=1.0)).edited([5], layout, 0)

@@ -23,7 +23,7 @@ from ..tokens import shift_audio
 Range = tuple[float, float]
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
 """Suffixes of the files in a noise folder that are taken for recordings."""
-_SPEED, _ROOM, _NOISE, _VOLUME, _MEL, _CODES, _WRITTEN = range(7)
+_SPEED, _ROOM, _NOISE, _VOLUME, _MEL, _CODES, _WRITTEN, _EDITS = range(8)
 """Part of a random generator's seed, so that no change depends on whether another is made."""
 _QUIETEST = 10 * audio.SILENCE_PEAK
 """Peak below which volume is not lowered."""
@@ -67,6 +67,9 @@ class AugmentConfig:
     """Part of the recordings in whose place the model is given what they say, written (as JOIST, arXiv 2210.07353)."""
     written_gap: Range = (2.0, 12.0)
     """LLM frames of padding before each id, and after the last, of a recording that is written."""
+    written_edit_share: float = 0.0
+    """Share of the ids of a written transcript (task asr) that are dropped, replaced by any other text id or exchanged
+    with the next, in prompt and answer alike: what is written is to be copied, not what would be expected."""
     code_share: float = 0.0
     """Share of an answer's codes that the model reads wrong in training, so that it speaks on after a mistake."""
 
@@ -146,6 +149,20 @@ class Augmenter:
         out = np.full(places[-1] + 1 + rng.integers(low, high + 1), layout.pad_t, np.int32)
         out[places] = ids
         return out if len(out) <= longest else None
+
+    def edited(self, ids: Sequence[int], layout: TokenLayout, seed: int) -> list[int]:
+        """Text ids of a transcript with `written_edit_share` of them changed, each way as likely; never none at all."""
+        rng, left, out = np.random.default_rng([seed, _EDITS]), list(ids), list[int]()
+        while left:
+            first = left.pop(0)
+            kind = rng.integers(3) if rng.random() < self.config.written_edit_share else -1
+            if kind == 1:
+                first = int(rng.integers(layout.eot))
+            elif kind == 2 and left:
+                first, left[0] = left[0], first
+            if kind != 0:
+                out.append(first)
+        return out or list(ids)
 
     def codes(self, ids: I32, layout: TokenLayout, seed: int) -> I32:
         """A copy of ids [K+1, T] of the joint vocabulary (frames.Frames) with `code_share` of the codes drawn anew.

@@ -98,14 +98,16 @@ class Reader:
 
     def item(self, sample: Sample, task: Task, seed: int | None = None) -> Item:
         """The sample as that task. `seed` None: without augmentation. Raises DataError, AudioError or PromptError."""
-        written = self._written(sample, task, seed) if task in AUDIO_IN else None
+        written, answer = self._written(sample, task, seed), self._answer_ids(sample, task)
+        if written is not None and task == "asr":
+            answer = [i for i in written.tolist() if i != self.spec.layout.pad_t]
         heard = self._heard(sample, seed) if task in AUDIO_IN and written is None else []
         count = sum(h.features for h in heard) if written is None else len(written)
         prompt = self._prompt(sample, task, count)
         if written is not None:
             prompt.ids[0, -1, prompt.feature_start : prompt.feature_start + count] = written
         codes = self._answer_codes(sample) if task in AUDIO_OUT else None
-        frames = frames_of(self.spec.layout, task, prompt, self._answer_ids(sample, task), codes)
+        frames = frames_of(self.spec.layout, task, prompt, answer, codes)
         if frames.length > self.spec.context:
             raise DataError(f"{frames.length} frames exceed the model's context of {self.spec.context}")
         if self._augmenter is not None and seed is not None:
@@ -125,14 +127,15 @@ class Reader:
 
     def _written(self, sample: Sample, task: Task, seed: int | None) -> I32 | None:
         """The text ids that take the recording's place, where the augmentation wants it and they fit."""
-        if self._augmenter is None or seed is None or not sample.text.strip():
+        if task not in AUDIO_IN or self._augmenter is None or seed is None or not sample.text.strip():
             return None
         codes = len(self._answer_codes(sample)) if task in AUDIO_OUT else 0
         answer = answer_frames(self.spec.layout, task, len(self._answer_ids(sample, task)), codes)
         room = self.spec.context - answer - (self._prompt(sample, task, 1).length - 2)
-        return self._augmenter.written(
-            self._tokenizer.encode(sample.text), self.spec.layout, seed, min(room, self.spec.encoder.context)
-        )
+        said = self._tokenizer.encode(sample.text)
+        if task == "asr":
+            said = self._augmenter.edited(said, self.spec.layout, seed)
+        return self._augmenter.written(said, self.spec.layout, seed, min(room, self.spec.encoder.context))
 
     def _answer_ids(self, sample: Sample, task: Task) -> list[int]:
         return self._tokenizer.encode(sample.answer_text(task))

@@ -183,10 +183,10 @@ class TrainableOmni(nn.Module):
         written, the LLM is given its embedding instead of that of the text's padding, and padding on the audio streams;
         for a sound, the sum over the K streams divided by K (OmniModel.embed). A unit's logit is the squared distance
         from the given to that, times -_SHARPNESS / 2 over the mean squared distance between units; the blank is
-        padding. The result is the sum of the Kullback-Leibler divergences, and with less weight of the squared distances
-        from what the head's words give in the mean, on the same scale: what is nearest to the right word may still be
-        far from any, and then an LLM that reads words does not know it. Neither the head nor the embeddings learn from
-        it: words that all moved apart would lower it as well.
+        padding. The result is the sum of the Kullback-Leibler divergences and, with less weight, of the squared
+        distances from what the head's words give in the mean, on the same scale: what is nearest to the right word may
+        still be far from any, and then an LLM that reads words does not know it. Neither the head nor the embeddings
+        learn from it: words that all moved apart would lower it as well.
         """
         assert self.ctc is not None
         features = torch.cat(list(heard.values()))
