@@ -92,8 +92,8 @@ def test_a_transcript_that_is_changed_is_changed_in_prompt_and_answer_alike(samp
     else:
         raise AssertionError("no transcript was changed")
     # Of a question that is to be answered, nothing is changed.
-    first = reader.item(samples[0], "at", seed).frames
-    assert [i for i in first.ids[-1, first.feature_start :].tolist() if i < layout.eot][: len(said)] == said
+    question = reader.item(samples[0], "at", seed).frames
+    assert [i for i in question.ids[-1, question.feature_start :].tolist() if i < layout.eot][: len(said)] == said
 
 
 def test_ids_are_dropped_replaced_and_exchanged_as_often_as_configured() -> None:
