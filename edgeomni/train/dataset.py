@@ -99,7 +99,7 @@ class Reader:
     def item(self, sample: Sample, task: Task, seed: int | None = None) -> Item:
         """The sample as that task. `seed` None: without augmentation. Raises DataError, AudioError or PromptError."""
         written, answer = self._written(sample, task, seed), self._answer_ids(sample, task)
-        if written is not None and task == "asr":
+        if written is not None and task == "asr":  # may be edited: the answer is what is written
             answer = [i for i in written.tolist() if i != self.spec.layout.pad_t]
         heard = self._heard(sample, seed) if task in AUDIO_IN and written is None else []
         count = sum(h.features for h in heard) if written is None else len(written)
