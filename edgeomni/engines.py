@@ -14,7 +14,7 @@ from .install_hint import install_command
 ComponentName = Literal["encoder", "llm", "codec"]
 COMPONENTS: tuple[ComponentName, ...] = ("encoder", "llm", "codec")
 Device = Literal["cpu", "cuda"]
-EngineName = Literal["onnxruntime", "torch"]
+EngineName = Literal["onnxruntime", "llama.cpp", "torch"]
 CHECKPOINT = "checkpoint"
 """The format of what has not been exported: it runs on torch and is in no bundle."""
 
@@ -46,6 +46,7 @@ ENGINES = {
     engine.name: engine
     for engine in (
         Engine("onnxruntime", "onnxruntime", ("onnx",), ("cpu", "cuda"), "", ("onnxruntime", "onnxruntime-gpu")),
+        Engine("llama.cpp", "llamacpp", ("gguf",), ("cpu",), "gguf", ("llama-cpp-python",), ("llm",)),
         Engine("torch", "torch", (CHECKPOINT,), ("cpu", "cuda"), "export", ("torch",)),
     )
 }

@@ -196,6 +196,13 @@ class OnnxCodecMeta:
 
 
 @dataclass(frozen=True)
+class GgufLlmMeta:
+    """`context`: the frames that the model was made for."""
+
+    context: Annotated[int, Meta(ge=1, le=1 << 20)]
+
+
+@dataclass(frozen=True)
 class AnyMeta:
     """Of a format that this version knows nothing of beyond the tables."""
 
@@ -203,11 +210,17 @@ class AnyMeta:
 
 
 _ONNX_META: dict[str, type[Any]] = {"encoder": OnnxEncoderMeta, "llm": OnnxLlmMeta, "codec": OnnxCodecMeta}
-META = {("onnx", name): kind for name, kind in _ONNX_META.items()}
+META: dict[tuple[str, str], type[Any]] = {("onnx", name): kind for name, kind in _ONNX_META.items()}
+META["gguf", "llm"] = GgufLlmMeta
 """(format, component) -> what its `meta` holds."""
 
-ROLES = {"encoder": {"encoder"}, "llm": {"body", "text_head", "audio_head"}, "codec": {"codec"}}
-"""ONNX component -> the graphs without which it cannot run."""
+ROLES = {
+    ("onnx", "encoder"): {"encoder"},
+    ("onnx", "llm"): {"body", "text_head", "audio_head"},
+    ("onnx", "codec"): {"codec"},
+    ("gguf", "llm"): {"body", "heads"},
+}
+"""(format, component) -> the graphs or files without which it cannot run."""
 
 
 @dataclass(frozen=True)
@@ -276,8 +289,8 @@ def _check_component(component: Component, name: str, spec: OmniSpec, source: So
         typed(known, AnyMeta, source, path=f"{path}.meta")
         return
     meta = typed(component.meta, typed_meta, source, newer=newer, path=f"{path}.meta")
-    tts = {"tts"} if name == "llm" and spec.tts_layers else set[str]()
-    if missing := sorted((ROLES[name] | tts) - set(component.graphs)):
+    tts = {"tts"} if (component.format, name) == ("onnx", "llm") and spec.tts_layers else set[str]()
+    if missing := sorted((ROLES[component.format, name] | tts) - set(component.graphs)):
         raise source.fault(f"{', '.join(missing)} missing", f"{path}.graphs")
     if isinstance(meta, OnnxLlmMeta):
         _check_tables(meta, spec, source, f"{path}.meta.tables")

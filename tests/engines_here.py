@@ -15,6 +15,7 @@ from edgeomni.components import Components, Features
 from edgeomni.exporters import exporter_of, options_of
 from edgeomni.model.omni import OmniModel
 from edgeomni.runtimes import fake
+from edgeomni.runtimes.llamacpp.llm import LlamaLanguageModel
 from edgeomni.runtimes.onnxruntime.codec import OrtCodec
 from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
 from edgeomni.runtimes.onnxruntime.llm import OrtLanguageModel
@@ -22,7 +23,9 @@ from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 from edgeomni.runtimes.torch import components_of
 
 ENGINES = ["torch", "ort", "portable"]
-WITH_FAKE = [*ENGINES, "fake"]
+OF_PART = {"llm": [*ENGINES, "llamacpp"]}
+"""Engines that run only some components, with those that run all."""
+WITH_FAKE = [*OF_PART["llm"], "fake"]
 
 
 def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
@@ -30,7 +33,8 @@ def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
     return {
         "torch": components_of(model),
         "ort": exported(model, root / "ort", "ort"),
-        "portable": exported(model, root / "portable", "portable"),
+        "portable": (portable := exported(model, root / "portable", "portable")),
+        "llamacpp": Components(portable.encoder, exported_gguf(model, root / "gguf"), portable.codec),
         "fake": fake.components(model.spec, script(model.spec, 60)),
     }
 
@@ -43,9 +47,14 @@ def exported(model: OmniModel, out: Path, flavour: str) -> Components:
     return Components(opened("encoder", OrtEncoder), opened("llm", OrtLanguageModel), opened("codec", OrtCodec))
 
 
-def every(part: str, engines: Sequence[str] = ENGINES) -> Any:
-    """Parametrizes a test over engines, through the fixture of that component's name."""
-    return pytest.mark.parametrize(part, engines, indirect=True)
+def exported_gguf(model: OmniModel, out: Path, precision: str = "fp32", **options: str) -> LlamaLanguageModel:
+    component = exporter_of("gguf").export(model, "llm", out, precision, options_of("gguf", options))
+    return LlamaLanguageModel(out, component, model.spec, 1)
+
+
+def every(part: str, engines: Sequence[str] | None = None) -> Any:
+    """Parametrizes a test over engines (all that run the part), through the fixture of that component's name."""
+    return pytest.mark.parametrize(part, engines or OF_PART.get(part, ENGINES), indirect=True)
 
 
 def random_ids(model: OmniModel, frames: int, seed: int = 0, rows: int = 1) -> np.ndarray:

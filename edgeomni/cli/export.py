@@ -36,6 +36,7 @@ component_options = options(
         help="ONNX Runtime's fused operators, or standard ones.",
     ),
     click.option("--block", type=click.IntRange(1), help="Inputs per scale in the LLM's blocks."),
+    click.option("--heads", metavar="PRECISION", help="Of the LLM's heads and embedding in GGUF: q8_0, for instance."),
     click.option("--threads", type=click.IntRange(1), help="Threads for the gate [default: all cores]."),
 )
 gate_options = options(
@@ -101,7 +102,7 @@ def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, 
     precision = how["precision"] or "int4"
     formats = profile.choices() if profile and not how["precision"] else dict.fromkeys(COMPONENTS, how["target"])
     formats.update({name: how[name] for name in COMPONENTS if how[name]})
-    own = {"onnx": {k: how[k] for k in ("flavour", "block")}}
+    own = {"onnx": {k: how[k] for k in ("flavour", "block")}, "gguf": {"heads": how["heads"]}}
     choices(precision, formats, own)
     gate = GateOptions(dict(parse_limit(text) for text in how["gate"]), enforce=not how["no_gate"])
     same = {k: how[k] for k in ("threads", "force")}

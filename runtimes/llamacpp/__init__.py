@@ -1,0 +1,37 @@
+"""llama.cpp, through llama-cpp-python: the LLM of GGUF bundles on the CPU. Its heads are ggml graphs (runtimes/ggml).
+
+See edgeomni/runtimes/__init__.py for what these functions promise. The libraries are loaded when one of them is called.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from edgeomni.bundle import Bundle
+from edgeomni.components import OpenOptions
+
+
+def open_component(bundle: Bundle, name: str, options: OpenOptions) -> Any:
+    """Opens the LLM. Raises BundleError for files that are not this model's, EngineError where the engine is missing."""
+    from edgeomni.runtimes.llamacpp.llm import LlamaLanguageModel
+
+    return LlamaLanguageModel(bundle.path, bundle.manifest.components[name], bundle.spec, options.threads)
+
+
+def open_exact(bundle: Bundle, name: str, options: OpenOptions) -> Any | None:
+    """None: llama.cpp rounds the inputs of every quantized layer."""
+    return None
+
+
+def wrong_kernels(bundle: Bundle, name: str) -> int | None:
+    """None: llama.cpp does not tell which kernels it runs."""
+    return None
+
+
+def version() -> str:
+    """The version of the installed llama-cpp-python."""
+    try:
+        return metadata.version("llama-cpp-python")
+    except metadata.PackageNotFoundError:
+        return "unknown"
