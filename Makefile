@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt | links
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "EdgeOmni needs Python 3.10 or newer; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,synth,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,synth,gguf,dev]"
 	touch $(STAMP)
 
 clean:
