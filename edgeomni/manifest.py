@@ -289,7 +289,7 @@ def _check_component(component: Component, name: str, spec: OmniSpec, source: So
         typed(known, AnyMeta, source, path=f"{path}.meta")
         return
     meta = typed(component.meta, typed_meta, source, newer=newer, path=f"{path}.meta")
-    tts = {"tts"} if (component.format, name) == ("onnx", "llm") and spec.tts_layers else set[str]()
+    tts = {"tts"} if name == "llm" and spec.tts_layers else set[str]()
     if missing := sorted((ROLES[component.format, name] | tts) - set(component.graphs)):
         raise source.fault(f"{', '.join(missing)} missing", f"{path}.graphs")
     if isinstance(meta, OnnxLlmMeta):

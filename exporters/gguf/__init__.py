@@ -57,14 +57,14 @@ def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
 
 
 def as_exported(model: OmniModel, component: Component, *, exact: bool) -> AbstractContextManager[None]:
-    """Within the context `model`'s LLM computes as `component` does; GGUF's engines have no exact mode."""
+    """Within the context `model`'s LLM computes as `component` does, or with `exact` as the engine's exact mode."""
     from edgeomni.exporters.gguf import imitation
 
-    return imitation.as_exported(model, component)
+    return imitation.as_exported(model, component, exact=exact)
 
 
 def rounds_inputs(component: Component) -> bool:
-    """Whether kernels round their inputs. There is no exact mode to compare with, so this is told by `excess` alone."""
+    """Whether the transformer blocks' kernels round their inputs, so that the exact mode differs."""
     from edgeomni.exporters.gguf import imitation
 
     return imitation.rounds_inputs(component)

@@ -75,6 +75,10 @@ class Graph:
             self._ggml.ggml_backend_tensor_get(output, out.ctypes.data, 0, out.nbytes)
             return out
 
+    def set_threads(self, threads: int) -> None:
+        """How many threads compute from the next run on."""
+        self._ggml.ggml_backend_cpu_set_n_threads(self._backend, threads)
+
     def close(self) -> None:
         """Gives back what ggml holds."""
         if self._context:

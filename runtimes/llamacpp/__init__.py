@@ -16,7 +16,7 @@ def open_component(bundle: Bundle, name: str, options: OpenOptions) -> Any:
     """Opens the LLM. Raises BundleError for files that are not this model's, EngineError where the engine is missing."""
     from edgeomni.runtimes.llamacpp.llm import LlamaLanguageModel
 
-    return LlamaLanguageModel(bundle.path, bundle.manifest.components[name], bundle.spec, options.threads)
+    return LlamaLanguageModel(bundle.path, bundle.manifest.components[name], bundle.spec, options.threads, options.device)
 
 
 def open_exact(bundle: Bundle, name: str, options: OpenOptions) -> Any | None:
