@@ -197,9 +197,10 @@ class OnnxCodecMeta:
 
 @dataclass(frozen=True)
 class GgufLlmMeta:
-    """`context`: the frames that the model was made for."""
+    """`context`: the frames that the model was made for; `kv`: what keys and values are held in."""
 
     context: Annotated[int, Meta(ge=1, le=1 << 20)]
+    kv: Literal["f16", "f32"]
 
 
 @dataclass(frozen=True)

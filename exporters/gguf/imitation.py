@@ -9,14 +9,15 @@ inputs rounded to the same type.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from edgeomni.bundle import Component
 from edgeomni.model import fake_quant
+from edgeomni.model.bodies import KVCache
 from edgeomni.quantize import gguf_kinds  # makes the kinds known  # noqa: F401
 from edgeomni.quantize.schemes import Scheme, parse
 
@@ -33,16 +34,40 @@ _NARROW_BLOCK = 32
 def as_exported(model: OmniModel, component: Component, *, exact: bool) -> Iterator[None]:
     """Within the context the LLM of `model` computes as `component` does.
 
-    With `exact` the transformer blocks see float inputs, as the engine's exact mode computes; the heads' inputs are
-    rounded all the same.
+    With `exact` the transformer blocks see float inputs and keys and values stay float32, as in the engine's exact
+    mode; the heads' inputs are rounded all the same.
     """
     schemes = stored_schemes(component)
     rounded = {group: scheme for group, scheme in schemes.items() if not exact or group in _HEADS}
     with (
         fake_quant.holding_stored_weights(model, component.name, schemes),
         fake_quant.changed_inputs(model, component.name, rounded, rounded_input),
+        nullcontext() if exact or component.meta["kv"] != "f16" else _half_cache(model),
     ):
         yield
+
+
+class _HalfCache(KVCache):
+    """Keys and values rounded to float16, as llama.cpp's cache holds them."""
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return super().update(key.half().to(key), value.half().to(value), layer_idx)
+
+
+@contextmanager
+def _half_cache(model: OmniModel) -> Iterator[None]:
+    """Within the context `model` makes caches that hold float16."""
+
+    def new_cache(rows: int, max_frames: int) -> KVCache:
+        cache = type(model).new_cache(model, rows, max_frames)
+        cache.__class__ = _HalfCache
+        return cache
+
+    model.new_cache = new_cache  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.new_cache
 
 
 def rounds_inputs(component: Component) -> bool:

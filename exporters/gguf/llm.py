@@ -53,7 +53,8 @@ _SAMPLES = 4096
 
 
 def export(model: OmniModel, out_dir: Path, root: Path, precision: str, options: GgufOptions) -> Component:
-    """Writes body.gguf, [tts.gguf,] heads.gguf into `out_dir`. The component's meta says "context": frames at most.
+    """Writes body.gguf, [tts.gguf,] heads.gguf into `out_dir`. The component's meta says "context", how many frames at
+    most, and "kv", what keys and values are held in.
 
     Raises UsageError for a model that llama.cpp cannot run and for widths that a precision cannot store.
     """
@@ -74,7 +75,7 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, options:
         precision=precision,
         scheme={name: str(scheme) for name, scheme in schemes.items()},
         graphs={role: GraphEntry(path.relative_to(root).as_posix()) for role, path in paths.items()},
-        meta={"context": model.spec.context},
+        meta={"context": model.spec.context, "kv": "f32" if precision == "fp32" else "f16"},
         files=describe_files(root, list(paths.values())),
     )
 

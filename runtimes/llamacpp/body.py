@@ -22,7 +22,8 @@ from edgeomni.runtimes.llamacpp.library import llama, use_device
 
 BATCH = 64
 """Positions of one call at most; llama.cpp allocates for as many. The loop feeds prompts in pieces of 64."""
-KV_TYPES = {"F32": 0, "F16": 1}
+KV_TYPES = {"f32": 0, "f16": 1}
+"""What keys and values are held in -> enum ggml_type."""
 _CELLS = 256
 """llama.cpp rounds the size of a cache up to a multiple of this."""
 _ABORTED = 2
@@ -71,7 +72,7 @@ class Output(NamedTuple):
 class Context:
     """KV cache and buffers for `rows` sequences of `frames` positions each. One thread at a time may use it.
 
-    `kv_type` ("F16" or "F32") is what keys and values are stored in. `un_normed`: also give what comes before the
+    `kv_type` (of KV_TYPES) is what keys and values are stored in. `un_normed`: also give what comes before the
     final norm, of every position.
     """
 

@@ -55,8 +55,7 @@ class LlamaLanguageModel(ParallelHeads[LlamaHidden]):
     """Fulfils components.LanguageModel. What a turn changes is in its state.
 
     `path` is the bundle's directory. Raises BundleError for files that are not this model's, EngineError where
-    llama-cpp-python is missing, has no such device, or cannot load them. `kv_type` is what keys and values are stored
-    in; None: F32 for a body of floats of 32 bits, else F16.
+    llama-cpp-python is missing, has no such device, or cannot load them.
     """
 
     def __init__(
@@ -66,12 +65,11 @@ class LlamaLanguageModel(ParallelHeads[LlamaHidden]):
         spec: OmniSpec,
         threads: int | None,
         device: str = "cpu",
-        kv_type: str | None = None,
     ) -> None:
         threads = threads or os.cpu_count() or 1
         kinds = {parse(scheme).kind for name, scheme in component.scheme.items() if name.startswith(("body.", "tts."))}
         self._spec, self._context, self.threads = spec, int(component.meta["context"]), threads
-        self._kv_type = kv_type or ("F32" if kinds == {"fp32"} else "F16")
+        import os as _o; self._kv_type = str(component.meta["kv"])
         self._together = parse(component.scheme["body.linear"]).kind in _TOGETHER or device != "cpu"
         files = {role: path / graph.path for role, graph in component.graphs.items()}
         layers = {"body": spec.body.layers} | ({"tts": spec.tts_layers} if spec.tts_layers else {})
