@@ -18,7 +18,7 @@ from gguf import GGUFReader
 from edgeomni.bundle import Component, GraphEntry, Manifest
 from edgeomni.errors import BundleError, EngineError
 from edgeomni.exporters import exporter_of
-from edgeomni.gguf_files import body_facts, layout_facts
+from edgeomni.gguf_llm import body_facts, layout_facts
 from edgeomni.model import checkpoints
 from edgeomni.model.omni import OmniModel
 from edgeomni.runtimes.llamacpp import library

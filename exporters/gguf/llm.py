@@ -17,7 +17,7 @@ from edgeomni.errors import UsageError
 from edgeomni.exporters.gguf.options import GgufOptions
 from edgeomni.exporters.gguf.precisions import checked_precision, mixture, schemes_for
 from edgeomni.exporters.gguf.tensors import Stored, head_tensors, linear_widths, stack_tensors, stacks
-from edgeomni.gguf_files import (
+from edgeomni.gguf_llm import (
     HEADS_ARCHITECTURE,
     MODEL_ID,
     Fact,

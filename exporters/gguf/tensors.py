@@ -16,7 +16,7 @@ from gguf import MODEL_ARCH, GGMLQuantizationType, TensorNameMap, get_tensor_nam
 
 from edgeomni.arrays import F32
 from edgeomni.errors import UsageError
-from edgeomni.gguf_files import NO_EMBEDDING_ROWS, ROPE_FREQS, head_shapes, rope_type
+from edgeomni.gguf_llm import NO_EMBEDDING_ROWS, ROPE_FREQS, head_shapes, rope_type
 from edgeomni.quantize import ggml_quants
 from edgeomni.quantize.gguf_kinds import TYPES, check_width
 from edgeomni.quantize.policy import scheme_of

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeomni.bundle import Bundle, GraphEntry
 from edgeomni.components import OpenOptions
-from edgeomni.gguf_files import MODEL_ID, body_facts, layout_facts
+from edgeomni.gguf_llm import MODEL_ID, body_facts, layout_facts
 from edgeomni.runtimes.llamacpp.files import read_stack
 from edgeomni.runtimes.llamacpp.llm import LlamaLanguageModel
 from edgeomni.spec import OmniSpec

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeomni.errors import BundleError
-from edgeomni.gguf_files import (
+from edgeomni.gguf_llm import (
     HEADS_ARCHITECTURE,
     MODEL_ID,
     Fact,
