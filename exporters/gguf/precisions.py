@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeomni.errors import UsageError
 from edgeomni.exporters.gguf.options import HEAD_PRECISIONS, GgufOptions
+from edgeomni.exporters.gguf.speech_precisions import speech_schemes
 from edgeomni.quantize import gguf_kinds
 from edgeomni.quantize.policy import groups_of
 from edgeomni.quantize.schemes import Scheme
@@ -27,7 +28,7 @@ def schemes_for(component: str, precision: str, options: GgufOptions | None = No
     options = options or GgufOptions()
     groups = groups_of(component)
     if component != "llm":
-        raise UsageError(f"{component}:gguf is not offered; write the {component} as onnx")
+        return speech_schemes(component, precision)
     if precision == "fp16":
         precision = "f16"
     if precision not in PRECISIONS:
