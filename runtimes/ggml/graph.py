@@ -39,9 +39,9 @@ class Graph(Operations):
             raise EngineError("ggml cannot allocate a graph; check that memory is left")
         self._graph = g.ggml_new_graph_custom(self._context, nodes, False)
         self._lock = Lock()
-        self._held: list[Any] = []
+        self.held: list[Any] = []
         """Callbacks, which must outlive the graph."""
-        self._failures: list[BaseException] = []
+        self.failures: list[BaseException] = []
         self._allocators: list[int] = []
         self._freed = weakref.finalize(self, _free, g, self._context, self._allocators)
         self._freed.atexit = False
@@ -52,13 +52,13 @@ class Graph(Operations):
         """A tensor [rows, columns] that `run` is given."""
         if not 0 < rows * columns < _MOST_ELEMENTS:
             raise EngineError(f"a graph's input of {rows} x {columns} was asked for")
-        tensor = self._new("ggml_new_tensor_2d", dtype, columns, rows)
+        tensor = self.new("ggml_new_tensor_2d", dtype, columns, rows)
         self._ggml.ggml_set_input(tensor)
         return tensor
 
     def ids(self, count: int) -> int:
         """An int32 tensor [count] that `run` is given."""
-        tensor = self._new("ggml_new_tensor_1d", I32, count)
+        tensor = self.new("ggml_new_tensor_1d", I32, count)
         self._ggml.ggml_set_input(tensor)
         return tensor
 
@@ -134,9 +134,9 @@ class Graph(Operations):
             status = g.ggml_backend_graph_compute(handle, self._graph)
         if interrupt is not None:
             interrupt.check()
-        if self._failures:
-            failure = self._failures[0]
-            self._failures.clear()
+        if self.failures:
+            failure = self.failures[0]
+            self.failures.clear()
             raise EngineError(f"one of our own operations failed in a graph ({failure})") from failure
         if status:
             raise Interrupted if status == ABORTED else EngineError(f"ggml could not compute (status {status})")
