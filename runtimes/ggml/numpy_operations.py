@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
 from edgeomni.errors import EngineError
+from edgeomni.runtimes.ggml.backend import PIECE
 from edgeomni.runtimes.ggml.functions import CustomCallback, Tensor
 from edgeomni.runtimes.ggml.graph import Graph
 from edgeomni.runtimes.ggml.library import F32 as FLOAT
 
-Compute = Callable[[F32, list[F32], int, int], None]
-"""(result [rows, columns], sources, first row, last row + 1): computes these rows of the result."""
+Compute = Callable[[F32, list[F32], int, int, F32], None]
+"""(result [rows, columns], sources, first row, last row + 1, scratch [3, PIECE]): computes these rows of the result."""
 _ALL_THREADS = -1
 """GGML_N_TASKS_MAX"""
 _MOST_SOURCES = 8
-_PIECE = 8192
-"""Values worked on at once: with what belongs to them they stay in a core's second cache."""
-_WIDE = 2048
+_WIDE = 8192
 """Values of a row of per-channel factors: short rows are taken several at once."""
 _ROUND = np.float32(1.5 * 2.0**23)
 """Adding and subtracting it rounds a float32 below 2^22 to a whole number, faster than rint does."""
@@ -47,7 +46,8 @@ def custom(graph: Graph, rows: int, columns: int, sources: Sequence[int], comput
             if not known:  # where the graph's values lie is settled before its first run
                 known.append((_array(result), [_array(source) for source in sources]))
             out, given = known[0]
-            compute(out, given, rows * thread // threads, rows * (thread + 1) // threads)
+            scratch = graph.backend.scratch(thread)
+            compute(out, given, rows * thread // threads, rows * (thread + 1) // threads, scratch)
         except BaseException as exc:  # C cannot hand it on; Graph.compute raises it
             graph.failures.append(exc)
 
@@ -67,12 +67,12 @@ def snake(
     apply = Snake(alpha, bias, exact)
     kept = 0 if before is None else graph.shape(before)[0]
 
-    def compute(out: F32, sources: list[F32], start: int, stop: int) -> None:
+    def compute(out: F32, sources: list[F32], start: int, stop: int, scratch: F32) -> None:
         if (head := min(stop, kept)) > start:
             out[start:head] = sources[1][start:head]
         first, last = max(start, kept), min(stop, kept + n)
         if first < last:
-            apply(sources[0][first - kept : last - kept], out[first:last])
+            apply(sources[0][first - kept : last - kept], out[first:last], scratch)
         if (tail := max(start, kept + n)) < stop:
             out[tail:stop] = 0
 
@@ -86,20 +86,20 @@ def residual(graph: Graph, y: int, x: int, before: int | None, bias: F32 | None)
     repeat = max(1, _WIDE // channels)
     wide = None if bias is None else np.tile(bias, repeat).astype(np.float32)
 
-    def add(out: F32, a: F32, b: F32) -> None:
+    def add(out: F32, a: F32, b: F32, scratch: F32) -> None:
         for start, stop, columns in _pieces(len(out), channels, repeat):
             form = (-1, columns)
             into, other = out[start:stop].reshape(form), b[start:stop].reshape(form)
             if wide is not None:
-                other = np.add(other, wide[:columns])
+                other = np.add(other, wide[:columns], out=scratch[0, : other.size].reshape(form))
             np.add(a[start:stop].reshape(form), other, out=into)
 
-    def compute(out: F32, sources: list[F32], start: int, stop: int) -> None:
+    def compute(out: F32, sources: list[F32], start: int, stop: int, scratch: F32) -> None:
         middle = min(max(kept, start), stop)
         if start < middle:
-            add(out[start:middle], sources[0][start:middle], sources[2][start:middle])
+            add(out[start:middle], sources[0][start:middle], sources[2][start:middle], scratch)
         if middle < stop:
-            add(out[middle:stop], sources[0][middle:stop], sources[1][middle - kept : stop - kept])
+            add(out[middle:stop], sources[0][middle:stop], sources[1][middle - kept : stop - kept], scratch)
 
     return custom(graph, n, channels, [y, x] if before is None else [y, x, before], compute)
 
@@ -107,40 +107,42 @@ def residual(graph: Graph, y: int, x: int, before: int | None, bias: F32 | None)
 class Snake:
     """x + sin(alpha x)^2 / alpha of rows [n, channels] (arXiv 2006.08195), a bias added to x first.
 
-    sin(pi u)^2 = s (C0 + C1 s + ...) with s = (u - round(u))^2 <= 1/4: a Chebyshev fit, whose error is 5e-7 with five
+    sin(pi u)^2 = s (C0 + C1 s + ...) with s = (u - round(u))^2 <= 1/4: a Chebyshev fit, whose error is 2e-5 with four
     terms and, for `exact`, 6e-9 with six. numpy's own sine costs more where it has no AVX-512 to use, and as much there.
     """
 
     def __init__(self, alpha: F32, bias: F32 | None, exact: bool) -> None:
         self.channels, self._repeat = len(alpha), max(1, _WIDE // len(alpha))
         safe = np.where(np.abs(alpha) < _SMALLEST_ALPHA, _SMALLEST_ALPHA, alpha).astype(np.float64)
-        terms = sine_squared(6 if exact else 5)
+        terms = sine_squared(6 if exact else 4)
         self._turns, self._back = self._wide(safe / np.pi), self._wide(terms[-1] / safe)
         self._bias = None if bias is None else self._wide(bias)
         self._terms = [np.float32(term / terms[-1]) for term in terms[:-1]]
 
-    def __call__(self, x: F32, out: F32) -> None:
-        """Contiguous x [n, channels] -> out [n, channels]."""
+    def __call__(self, x: F32, out: F32, scratch: F32) -> None:
+        """Contiguous x [n, channels] -> out [n, channels]; scratch [3, PIECE]."""
         for start, stop, columns in _pieces(len(x), self.channels, self._repeat):
             form = (-1, columns)
-            self._piece(x[start:stop].reshape(form), out[start:stop].reshape(form))
+            spare = [row[: (stop - start) * self.channels].reshape(form) for row in scratch]
+            self._piece(x[start:stop].reshape(form), out[start:stop].reshape(form), spare)
 
-    def _piece(self, x: F32, out: F32) -> None:
-        width = x.shape[1]
+    def _piece(self, x: F32, out: F32, spare: list[F32]) -> None:
+        (u, y, biased), width = spare, x.shape[1]
+        add, subtract, multiply = np.add, np.subtract, np.multiply
         if self._bias is not None:
-            x = np.add(x, self._bias[:width])
-        u = np.multiply(x, self._turns[:width])
-        y = np.add(u, _ROUND)
-        np.subtract(y, _ROUND, out=y)
-        np.subtract(u, y, out=u)
-        np.multiply(u, u, out=u)
-        np.add(u, self._terms[-1], out=y)
+            x = add(x, self._bias[:width], biased)
+        multiply(x, self._turns[:width], u)
+        add(u, _ROUND, y)
+        subtract(y, _ROUND, y)
+        subtract(u, y, u)
+        multiply(u, u, u)
+        add(u, self._terms[-1], y)
         for term in reversed(self._terms[:-1]):
-            np.multiply(y, u, out=y)
-            np.add(y, term, out=y)
-        np.multiply(y, u, out=y)
-        np.multiply(y, self._back[:width], out=y)
-        np.add(x, y, out=out)
+            multiply(y, u, y)
+            add(y, term, y)
+        multiply(y, u, y)
+        multiply(y, self._back[:width], y)
+        add(x, y, out)
 
     def _wide(self, values: NDArray[Any]) -> F32:
         return np.tile(values, self._repeat).astype(np.float32)
@@ -156,7 +158,7 @@ def sine_squared(terms: int) -> NDArray[np.float64]:
 
 def _pieces(rows: int, channels: int, repeat: int) -> Iterator[tuple[int, int, int]]:
     """(first row, last row + 1, columns when `repeat` rows, or the few that are left, are read as one)."""
-    step = max(1, _PIECE // (channels * repeat)) * repeat
+    step = max(1, PIECE // (channels * repeat)) * repeat
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         whole = start + (stop - start) // repeat * repeat
