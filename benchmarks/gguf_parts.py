@@ -91,7 +91,10 @@ def codecs(model: Any, work: Path, threads: int, seconds: float, wanted: tuple[s
     folded(model.codec)
     spec, rng = model.spec.codec, np.random.default_rng(1)
     codes = [rng.integers(0, spec.codebook_size, FRAMES * PUSHES * n) for n in spec.ids_per_level]
-    parts = [[c[i * FRAMES * n : (i + 1) * FRAMES * n] for c, n in zip(codes, spec.ids_per_level, strict=True)] for i in range(PUSHES)]
+    parts = [
+        [c[i * FRAMES * n : (i + 1) * FRAMES * n] for c, n in zip(codes, spec.ids_per_level, strict=True)]
+        for i in range(PUSHES)
+    ]
     tensors = [torch.from_numpy(c)[None] for c in parts[1]]
 
     def on_torch() -> Any:
@@ -123,7 +126,12 @@ def folded(codec: Any) -> None:
 def told(title: str, times: dict[str, list[float]], far: dict[str, Any]) -> dict[str, Any]:
     base = median(times["torch:fp32"])
     out = {
-        name: {"ms": spread(taken), "of_torch": round(median(taken) / base, 3), "best_of_torch": round(min(taken) / min(times["torch:fp32"]), 3), **far[name]}
+        name: {
+            "ms": spread(taken),
+            "of_torch": round(median(taken) / base, 3),
+            "best_of_torch": round(min(taken) / min(times["torch:fp32"]), 3),
+            **far[name],
+        }
         for name, taken in times.items()
     }
     print(f"{title:20s}{'median ms':>12s}{'p95':>10s}{'x torch':>9s}{'best x':>9s}")

@@ -27,6 +27,8 @@ class Backend:
 
     def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
         self.ggml, self.on_cpu = library(), device == "cpu"
+        self.numpy_operations = self.on_cpu
+        """Whether graphs may call back into numpy."""
         self.threads = min(threads or os.cpu_count() or 1, 512)  # GGML_MAX_N_THREADS
         self.handle = self.ggml.ggml_backend_cpu_init() if self.on_cpu else _gpu(self.ggml)
         if not self.handle:

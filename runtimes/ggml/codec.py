@@ -69,9 +69,7 @@ class GgmlCodec(StreamingCodec[Arrays]):
     def _start(self) -> Arrays:
         return self._fresh
 
-    def _push(
-        self, codes: Sequence[I64], kept: Arrays, last: bool, noise: Sequence[F32] | None
-    ) -> tuple[F32, Arrays]:
+    def _push(self, codes: Sequence[I64], kept: Arrays, last: bool, noise: Sequence[F32] | None) -> tuple[F32, Arrays]:
         latents = self._lookup(codes)
         shapes = tuple((name, array.shape) for name, array in kept.items() if array.dtype == np.float32)
         push = Push(len(latents), kept is self._fresh, last, noise is not None, shapes)

@@ -113,7 +113,12 @@ def _block(layer: CodecLayer) -> Iterator[Named]:
     n, attended = layer.inputs, layer.heads * layer.head_dim
     qkv = attended + 2 * layer.kv_heads * layer.head_dim
     yield from ((f"{norm}.{kind}", Expected((n,), _FLOAT)) for norm in ("norm1", "norm2") for kind in ("gain", "bias"))
-    for name, shape in (("qkv", (qkv, n)), ("out", (n, attended)), ("fc1", (layer.hidden, n)), ("fc2", (n, layer.hidden))):
+    for name, shape in (
+        ("qkv", (qkv, n)),
+        ("out", (n, attended)),
+        ("fc1", (layer.hidden, n)),
+        ("fc2", (n, layer.hidden)),
+    ):
         yield f"{name}.weight", Expected(shape, _STORED)
     if layer.bias:
         yield from (("qkv.bias", Expected((qkv,), _FLOAT)), ("out.bias", Expected((n,), _FLOAT)))

@@ -177,21 +177,19 @@ class Decoding:
         """The activation, joined with what the convolution after it keeps, which saves a copy on the CPU."""
         name, span = ("", (0, 0, 0)) if following is None else (following.name, _edges(following))
         alpha = self.vectors[f"{layer.name}.alpha"]
-        if not self.graph.backend.on_cpu or x.value is None:
+        if not self.graph.backend.numpy_operations or x.value is None:
             return self.joined(name, self._plain_snake(layer, self.natural(x), alpha), *span)
         before, after = self._before(name, x.channels, span[0]), span[2] * self.push.last
-        value = numpy_operations.snake(
-            self.graph, x.value, alpha, x.bias, before, after, exact=self.exact
-        )
+        value = numpy_operations.snake(self.graph, x.value, alpha, x.bias, before, after, exact=self.exact)
         self._keep(name, value, span[1])
         return Signal(value, x.channels)
 
     def residual(self, layer: CodecLayer, x: Signal) -> Signal:
         """The body's output and x, which is delayed as much as the body lags; at the stream's end it catches up."""
-        if layer.shortcut is not None or not self.graph.backend.on_cpu:
+        if layer.shortcut is not None or not self.graph.backend.numpy_operations:
             x = self.natural(x)
         y = self.run(layer.body, x)
-        fused = layer.shortcut is None and self.graph.backend.on_cpu and None not in (x.value, y.value)
+        fused = layer.shortcut is None and self.graph.backend.numpy_operations and None not in (x.value, y.value)
         if not fused:
             return self._plain_residual(layer, self.natural(x), self.natural(y))
         before = self._before(layer.name, x.channels, 0, joined=False)

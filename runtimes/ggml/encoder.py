@@ -183,7 +183,9 @@ class _Encoding:
 
     def _linear(self, x: int, name: str) -> int:
         bias = f"{name}.bias"
-        return self.graph.linear(self.weights[f"{name}.weight"], x, self.weights[bias] if bias in self.weights else None)
+        return self.graph.linear(
+            self.weights[f"{name}.weight"], x, self.weights[bias] if bias in self.weights else None
+        )
 
     def _norm(self, x: int, name: str) -> int:
         return self.graph.norm(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], _EPS)

@@ -177,5 +177,3 @@ def _free(ggml: Any, context: int, allocators: list[int]) -> None:
     for allocator in allocators:
         ggml.ggml_gallocr_free(allocator)
     ggml.ggml_free(context)
-
-

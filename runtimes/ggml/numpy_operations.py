@@ -54,9 +54,7 @@ def custom(graph: Graph, rows: int, columns: int, sources: Sequence[int], comput
     callback = CustomCallback(work)
     graph.held.append(callback)
     pointers = (c.c_void_p * len(sources))(*sources)
-    return graph.new(
-        "ggml_custom_4d", FLOAT, columns, rows, 1, 1, pointers, len(sources), callback, _ALL_THREADS, None
-    )
+    return graph.new("ggml_custom_4d", FLOAT, columns, rows, 1, 1, pointers, len(sources), callback, _ALL_THREADS, None)
 
 
 def snake(
@@ -107,7 +105,7 @@ def residual(graph: Graph, y: int, x: int, before: int | None, bias: F32 | None)
 class Snake:
     """x + sin(alpha x)^2 / alpha of rows [n, channels] (arXiv 2006.08195), a bias added to x first.
 
-    sin(pi u)^2 = s (C0 + C1 s + ...) with s = (u - round(u))^2 <= 1/4: a Chebyshev fit, whose error is 2e-5 with four
+    sin(pi u)^2 = s (C0 + C1 s + ...) with s = (u - round(u))^2 <= 1/4: a Chebyshev fit, whose error is 2.5e-5 with four
     terms and, for `exact`, 6e-9 with six. numpy's own sine costs more where it has no AVX-512 to use, and as much there.
     """
 

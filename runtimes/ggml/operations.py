@@ -62,7 +62,7 @@ class Operations:
         return self.add(self.mul(self.new("ggml_norm", x, eps), weight), bias)
 
     def unary(self, name: str, x: int) -> int:
-        """"gelu" (tanh form, by half-precision table), "gelu_erf" (exact), "elu", "tanh" or "sin" of contiguous x."""
+        """ "gelu" (tanh form, by half-precision table), "gelu_erf" (exact), "elu", "tanh" or "sin" of contiguous x."""
         self._contiguous(x)
         return self.new(f"ggml_{name}", x)
 
