@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from .codec_layers import CodecLayer, CodecLevel
 from .engines import COMPONENTS
 from .errors import BundleError
 from .schema import Source, below, is_newer, short, typed
@@ -204,6 +205,23 @@ class GgufLlmMeta:
 
 
 @dataclass(frozen=True)
+class GgufEncoderMeta:
+    """Nothing: the spec says it all."""
+
+
+@dataclass(frozen=True)
+class GgufCodecMeta:
+    """How the decoder runs behind its input (as OnnxCodecMeta has it), and what it is built of."""
+
+    first_push: Annotated[int, Meta(ge=1, le=1 << 20)]
+    push_multiple: Annotated[int, Meta(ge=1, le=1 << 20)]
+    lag_samples: Count
+    noise: list[NoisePace]
+    levels: Annotated[list[CodecLevel], Meta(max_length=1024)]
+    layers: Annotated[list[CodecLayer], Meta(max_length=1024)]
+
+
+@dataclass(frozen=True)
 class AnyMeta:
     """Of a format that this version knows nothing of beyond the tables."""
 
@@ -212,14 +230,18 @@ class AnyMeta:
 
 _ONNX_META: dict[str, type[Any]] = {"encoder": OnnxEncoderMeta, "llm": OnnxLlmMeta, "codec": OnnxCodecMeta}
 META: dict[tuple[str, str], type[Any]] = {("onnx", name): kind for name, kind in _ONNX_META.items()}
+META["gguf", "encoder"] = GgufEncoderMeta
 META["gguf", "llm"] = GgufLlmMeta
+META["gguf", "codec"] = GgufCodecMeta
 """(format, component) -> what its `meta` holds."""
 
 ROLES = {
     ("onnx", "encoder"): {"encoder"},
     ("onnx", "llm"): {"body", "text_head", "audio_head"},
     ("onnx", "codec"): {"codec"},
+    ("gguf", "encoder"): {"encoder"},
     ("gguf", "llm"): {"body", "heads"},
+    ("gguf", "codec"): {"codec"},
 }
 """(format, component) -> the graphs or files without which it cannot run."""
 

@@ -15,6 +15,8 @@ from edgeomni.components import Components, Features
 from edgeomni.exporters import exporter_of, options_of
 from edgeomni.model.omni import OmniModel
 from edgeomni.runtimes import fake
+from edgeomni.runtimes.ggml.codec import GgmlCodec
+from edgeomni.runtimes.ggml.encoder import GgmlEncoder
 from edgeomni.runtimes.llamacpp.llm import LlamaLanguageModel
 from edgeomni.runtimes.onnxruntime.codec import OrtCodec
 from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
@@ -23,9 +25,8 @@ from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 from edgeomni.runtimes.torch import components_of
 
 ENGINES = ["torch", "ort", "portable"]
-OF_PART = {"llm": [*ENGINES, "llamacpp"]}
-"""Engines that run only some components, with those that run all."""
-WITH_FAKE = [*OF_PART["llm"], "fake"]
+ENGINES_WITH_GGUF = [*ENGINES, "llamacpp"]
+WITH_FAKE = [*ENGINES_WITH_GGUF, "fake"]
 
 
 def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
@@ -33,8 +34,12 @@ def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
     return {
         "torch": components_of(model),
         "ort": exported(model, root / "ort", "ort"),
-        "portable": (portable := exported(model, root / "portable", "portable")),
-        "llamacpp": Components(portable.encoder, exported_gguf(model, root / "gguf"), portable.codec),
+        "portable": exported(model, root / "portable", "portable"),
+        "llamacpp": Components(
+            exported_gguf_part(model, "encoder", root / "gguf"),
+            exported_gguf(model, root / "gguf"),
+            exported_gguf_part(model, "codec", root / "gguf"),
+        ),
         "fake": fake.components(model.spec, script(model.spec, 60)),
     }
 
@@ -52,9 +57,16 @@ def exported_gguf(model: OmniModel, out: Path, precision: str = "fp32", **option
     return LlamaLanguageModel(out, component, model.spec, 1)
 
 
+def exported_gguf_part(model: OmniModel, name: str, out: Path, precision: str = "fp32") -> Any:
+    """The encoder or the codec on ggml."""
+    out.mkdir(exist_ok=True, parents=True)
+    component = exporter_of("gguf").export(model, name, out, precision)
+    return {"encoder": GgmlEncoder, "codec": GgmlCodec}[name](out, component, model.spec, 1)
+
+
 def every(part: str, engines: Sequence[str] | None = None) -> Any:
     """Parametrizes a test over engines (all that run the part), through the fixture of that component's name."""
-    return pytest.mark.parametrize(part, engines or OF_PART.get(part, ENGINES), indirect=True)
+    return pytest.mark.parametrize(part, engines or ENGINES_WITH_GGUF, indirect=True)
 
 
 def random_ids(model: OmniModel, frames: int, seed: int = 0, rows: int = 1) -> np.ndarray:

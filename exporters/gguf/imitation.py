@@ -32,7 +32,7 @@ _NARROW_BLOCK = 32
 
 @contextmanager
 def as_exported(model: OmniModel, component: Component, *, exact: bool) -> Iterator[None]:
-    """Within the context the LLM of `model` computes as `component` does.
+    """Within the context the encoder or the LLM of `model` computes as `component` does.
 
     With `exact` the transformer blocks see float inputs and keys and values stay float32, as in the engine's exact
     mode; the heads' inputs are rounded all the same.
@@ -42,7 +42,7 @@ def as_exported(model: OmniModel, component: Component, *, exact: bool) -> Itera
     with (
         fake_quant.holding_stored_weights(model, component.name, schemes),
         fake_quant.changed_inputs(model, component.name, rounded, rounded_input),
-        nullcontext() if exact or component.meta["kv"] != "f16" else _half_cache(model),
+        nullcontext() if exact or component.meta.get("kv") != "f16" else _half_cache(model),
     ):
         yield
 

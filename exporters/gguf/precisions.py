@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from edgeomni.errors import UsageError
 from edgeomni.exporters.gguf.options import GgufOptions
+from edgeomni.exporters.gguf.speech_precisions import speech_schemes
 from edgeomni.quantize.gguf_kinds import fitting
 from edgeomni.quantize.policy import groups_of
 from edgeomni.quantize.schemes import Scheme
@@ -41,12 +42,12 @@ def checked_precision(component: str, precision: str) -> str:
 def schemes_for(component: str, precision: str, options: GgufOptions | None = None) -> dict[str, Scheme]:
     """Tensor group -> scheme, for all groups of `component`.
 
-    Raises UsageError for names that do not exist, and for components that are not written as GGUF yet.
+    Raises UsageError for names that do not exist and for precisions that a component is not offered in.
     """
     options = options or GgufOptions()
     groups = groups_of(component)
     if component != "llm":
-        raise UsageError(f"{component}:gguf is not offered; write the {component} as onnx")
+        return speech_schemes(component, precision)
     body = scheme_named(checked_precision(component, precision))
     heads = scheme_named(options.heads or (_QUANTIZED_HEADS if body.blocked else precision))
     return {group: heads if group in _HEADS else body for group in groups}

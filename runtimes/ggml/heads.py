@@ -11,9 +11,10 @@ from edgeomni.arrays import F32, I32
 from edgeomni.errors import EngineError
 from edgeomni.quantize.gguf_kinds import TYPES
 from edgeomni.quantize.schemes import Packed, Scheme, dequantize
+from edgeomni.runtimes.ggml.backend import Backend
 from edgeomni.runtimes.ggml.files import Weights
-from edgeomni.runtimes.ggml.graph import F32 as FLOAT
 from edgeomni.runtimes.ggml.graph import Graph
+from edgeomni.runtimes.ggml.library import F32 as FLOAT
 from edgeomni.spec import OmniSpec
 
 _FEW = 32
@@ -22,13 +23,18 @@ _KIND_OF = {type_name: kind for kind, type_name in TYPES.items()}
 
 
 class Heads:
-    """`reader` is a GGUFReader whose tensors have been checked against `spec` (runtimes/llamacpp/files.py)."""
+    """`reader` is a GGUFReader whose tensors have been checked against `spec` (runtimes/llamacpp/files.py).
 
-    def __init__(self, reader: Any, spec: OmniSpec, threads: int) -> None:
-        self._spec, self._weights = spec, Weights(reader)
+    The products are computed on `device`, with `threads` on the CPU. Raises EngineError where ggml has no such device.
+    """
+
+    def __init__(self, reader: Any, spec: OmniSpec, threads: int, device: str = "cpu") -> None:
+        heads = {part: f"{part}_head.weight" for part in ("text", "audio")}
+        self._spec, self._backend = spec, Backend(threads, device)
+        self._weights = Weights(reader, self._backend, repacked=list(heads.values()))
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         self._heads = {
-            part: _Linear(self._weights[f"{part}_head.weight"], spec.body.width, threads) for part in ("text", "audio")
+            part: _Linear(self._weights[name], spec.body.width, self._backend) for part, name in heads.items()
         }
         self._rows = {
             part: RowsOf(tensors.get(f"{part}_embedding.weight", tensors[f"{part}_head.weight"]), part)
@@ -55,21 +61,21 @@ class Heads:
 
     def set_threads(self, threads: int) -> None:
         """How many threads compute the heads from the next call on."""
-        for head in self._heads.values():
-            head.set_threads(threads)
+        self._backend.set_threads(threads)
 
     def close(self) -> None:
         """Gives back what ggml holds."""
         for head in self._heads.values():
             head.close()
         self._weights.close()
+        self._backend.close()
 
 
 class _Linear:
     """hidden [D] -> logits [n] of one weight."""
 
-    def __init__(self, weight: int, width: int, threads: int) -> None:
-        self._graph = Graph(threads)
+    def __init__(self, weight: int, width: int, backend: Backend) -> None:
+        self._graph = Graph(backend=backend, nodes=16)
         self._hidden = self._graph.input(FLOAT, 1, width)
         self._logits = self._graph.linear(weight, self._hidden)
         self._graph.output(self._logits)
@@ -77,9 +83,6 @@ class _Linear:
 
     def __call__(self, hidden: F32) -> F32:
         return self._graph.run({self._hidden: hidden}, self._logits)[0]
-
-    def set_threads(self, threads: int) -> None:
-        self._graph.set_threads(threads)
 
     def close(self) -> None:
         self._graph.close()

@@ -8,6 +8,7 @@ declared ones.
 from __future__ import annotations
 
 import ctypes as c
+import logging
 import os
 from functools import lru_cache
 from importlib import util
@@ -16,93 +17,40 @@ from typing import Any
 
 from edgeomni.engines import ENGINES
 from edgeomni.errors import EngineError
+from edgeomni.runtimes.ggml.functions import BASE, CPU, REGISTRY, InitParams, LogCallback, Tensor
 
-MAX_DIMS, MAX_SOURCES, MAX_NAME, MAX_PARAMS = 4, 10, 64, 16
-CPU = "cpu"
-_POINTER, _INT, _LONG, _SIZE, _BOOL, _TEXT = c.c_void_p, c.c_int, c.c_int64, c.c_size_t, c.c_bool, c.c_char_p
+F32, F16, I32 = 0, 1, 26
+"""enum ggml_type of what graphs compute with; weights have other types besides."""
+TYPES = {"F32": F32, "F16": F16, "Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "I32": I32, "BF16": 30}
+"""GGML's types by their names: those that EdgeOmni stores or computes with."""
+GPU, IGPU = 1, 2
+"""enum ggml_backend_dev_type."""
+ABORTED = 1
+"""GGML_STATUS_ABORTED, of enum ggml_status: a graph's run was ended on request."""
 _OBJECT_SIZE = 32
 """sizeof(struct ggml_object), which ggml_tensor_overhead counts beside a tensor."""
-
-
-class InitParams(c.Structure):
-    """struct ggml_init_params."""
-
-    _fields_ = [("mem_size", _SIZE), ("mem_buffer", _POINTER), ("no_alloc", _BOOL)]
-
-
-class Tensor(c.Structure):
-    """struct ggml_tensor. `ne` counts elements from the fastest dimension on, `nb` is the stride in bytes."""
-
-    _fields_ = [
-        ("type", _INT),
-        ("buffer", _POINTER),
-        ("ne", _LONG * MAX_DIMS),
-        ("nb", _SIZE * MAX_DIMS),
-        ("op", _INT),
-        ("op_params", c.c_int32 * MAX_PARAMS),
-        ("flags", c.c_int32),
-        ("src", _POINTER * MAX_SOURCES),
-        ("view_src", _POINTER),
-        ("view_offs", _SIZE),
-        ("data", _POINTER),
-        ("name", c.c_char * MAX_NAME),
-        ("extra", _POINTER),
-        ("padding", c.c_char * 8),
-    ]
-
-
-_BASE: dict[str, tuple[Any, ...]] = {
-    "ggml_init": (_POINTER, InitParams),
-    "ggml_free": (None, _POINTER),
-    "ggml_tensor_overhead": (_SIZE,),
-    "ggml_graph_overhead_custom": (_SIZE, _SIZE, _BOOL),
-    "ggml_new_graph_custom": (_POINTER, _POINTER, _SIZE, _BOOL),
-    "ggml_build_forward_expand": (None, _POINTER, _POINTER),
-    "ggml_nbytes": (_SIZE, _POINTER),
-    "ggml_blck_size": (_LONG, _INT),
-    "ggml_type_size": (_SIZE, _INT),
-    "ggml_type_name": (_TEXT, _INT),
-    "ggml_new_tensor_2d": (_POINTER, _POINTER, _INT, _LONG, _LONG),
-    "ggml_new_tensor_1d": (_POINTER, _POINTER, _INT, _LONG),
-    "ggml_set_input": (None, _POINTER),
-    "ggml_set_output": (None, _POINTER),
-    "ggml_mul_mat": (_POINTER, _POINTER, _POINTER, _POINTER),
-    "ggml_get_rows": (_POINTER, _POINTER, _POINTER, _POINTER),
-    "ggml_gallocr_new": (_POINTER, _POINTER),
-    "ggml_gallocr_alloc_graph": (_BOOL, _POINTER, _POINTER),
-    "ggml_gallocr_free": (None, _POINTER),
-    "ggml_backend_buffer_free": (None, _POINTER),
-    "ggml_backend_buffer_get_base": (_POINTER, _POINTER),
-    "ggml_backend_tensor_alloc": (_INT, _POINTER, _POINTER, _POINTER),
-    "ggml_backend_cpu_buffer_type": (_POINTER,),
-    "ggml_backend_cpu_buffer_from_ptr": (_POINTER, _POINTER, _SIZE),
-    "ggml_backend_tensor_set": (None, _POINTER, _POINTER, _SIZE, _SIZE),
-    "ggml_backend_tensor_get": (None, _POINTER, _POINTER, _SIZE, _SIZE),
-    "ggml_backend_graph_compute": (_INT, _POINTER, _POINTER),
-    "ggml_backend_free": (None, _POINTER),
-}
-_CPU: dict[str, tuple[Any, ...]] = {
-    "ggml_backend_cpu_init": (_POINTER,),
-    "ggml_backend_cpu_set_n_threads": (None, _POINTER, _INT),
-}
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
+"""enum ggml_log_level; what ggml calls information is detail to us."""
+_log = logging.getLogger("edgeomni.ggml")
 
 
 @lru_cache(maxsize=1)
 def library() -> Any:
     """Every declared function by its name. Raises EngineError where the libraries are missing or are other ones."""
-    found = _Functions()
-    folder = _folder()
-    for stem, declared in (("ggml-base", _BASE), ("ggml-cpu", _CPU)):
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # a failed assertion would start a debugger otherwise
+    found, folder = _Functions(), _folder()
+    for stem, declared in (("ggml-base", BASE), ("ggml-cpu", CPU), ("ggml", REGISTRY)):
         loaded = _load(folder, stem)
         for name, (result, *arguments) in declared.items():
             found.add(name, loaded, result, arguments)
-    here, theirs = c.sizeof(Tensor), found.ggml_tensor_overhead() - _OBJECT_SIZE
-    if here != theirs:
-        raise EngineError(
-            f"the ggml in {folder} has tensors of {theirs} bytes, and EdgeOmni knows those of {here}; install the "
-            f"llama-cpp-python that this EdgeOmni was made with: {ENGINES['llama.cpp'].install}"
-        )
+    found.ggml_log_set(_said, None)
+    _check_layout(found, folder)
     return found
+
+
+def version() -> str:
+    """ggml's own version."""
+    return str(library().ggml_version().decode("ascii", "replace"))
 
 
 class _Functions:
@@ -115,6 +63,48 @@ class _Functions:
             ) from exc
         function.restype, function.argtypes = result, arguments
         setattr(self, name, function)
+
+
+@LogCallback
+def _said(level: int, text: bytes, _: Any) -> None:
+    if said := (text or b"").decode("utf-8", "replace").strip():
+        _log.log(_LEVELS.get(level, logging.DEBUG), "%s", said)
+
+
+def _check_layout(found: Any, folder: Path) -> None:
+    """Raises EngineError unless a tensor that the library makes reads as declared here, field by field."""
+    here, theirs = c.sizeof(Tensor), found.ggml_tensor_overhead() - _OBJECT_SIZE
+    wrong = "" if here == theirs else f"tensors of {theirs} bytes, and EdgeOmni knows those of {here}"
+    wrong = wrong or _misread(found)
+    if wrong:
+        raise EngineError(
+            f"the ggml {found.ggml_version().decode('ascii', 'replace')} in {folder} has {wrong}; install the "
+            f"llama-cpp-python that this EdgeOmni was made with: {ENGINES['llama.cpp'].install}"
+        )
+
+
+def _misread(found: Any) -> str:
+    """What of a few tensors and types is not where it should be, "" for nothing."""
+    for name, number in TYPES.items():
+        if (found.ggml_type_name(number) or b"").decode("ascii", "replace").upper() != name:
+            return f"another type {number} than {name}"
+    context = found.ggml_init(InitParams(8 * found.ggml_tensor_overhead(), None, True))
+    try:
+        a = found.ggml_new_tensor_4d(context, F16, 2, 3, 5, 7)
+        x = found.ggml_new_tensor_4d(context, F32, 2, 11, 5, 7)
+        view, product = found.ggml_view_1d(context, a, 4, 12), found.ggml_mul_mat(context, a, x)
+        found.ggml_set_name(a, b"a name")
+        made, viewed, multiplied = (Tensor.from_address(t) for t in (a, view, product))
+        seen = (made.type, list(made.ne), list(made.nb), made.op, made.name, made.data, made.view_src, made.extra)
+        if seen != (F16, [2, 3, 5, 7], [2, 4, 12, 60], 0, b"a name", None, None, None):
+            return "tensors with other fields"
+        if (viewed.view_src, viewed.view_offs, viewed.ne[0]) != (a, 12, 4) or viewed.op == 0:
+            return "views with other fields"
+        if list(multiplied.src[:3]) != [a, x, None] or list(multiplied.ne) != [3, 11, 5, 7]:
+            return "operations with other fields"
+        return ""
+    finally:
+        found.ggml_free(context)
 
 
 def _folder() -> Path:

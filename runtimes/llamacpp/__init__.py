@@ -1,4 +1,5 @@
-"""llama.cpp, through llama-cpp-python: the LLM of GGUF bundles on the CPU. Its heads are ggml graphs (runtimes/ggml).
+"""llama.cpp, through llama-cpp-python: all of a GGUF bundle. Only the LLM's body runs on llama.cpp itself; the rest are
+graphs on the ggml that it brings (runtimes/ggml).
 
 See edgeomni/runtimes/__init__.py for what these functions promise. The libraries are loaded when one of them is called.
 """
@@ -13,7 +14,14 @@ from edgeomni.components import OpenOptions
 
 
 def open_component(bundle: Bundle, name: str, options: OpenOptions) -> Any:
-    """Opens the LLM. Raises BundleError for files that are not this model's, EngineError where the engine is missing."""
+    """Opens a component; encoder and codec are graphs on ggml alone (runtimes/ggml).
+
+    Raises BundleError for files that are not this model's, EngineError where the engine or the device is missing.
+    """
+    if name != "llm":
+        from edgeomni.runtimes import ggml
+
+        return ggml.open_component(bundle, name, options)
     from edgeomni.runtimes.llamacpp.llm import LlamaLanguageModel
 
     return LlamaLanguageModel(bundle.path, bundle.manifest.components[name], bundle.spec, options.threads, options.device)

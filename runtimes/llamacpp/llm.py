@@ -77,7 +77,7 @@ class LlamaLanguageModel(ParallelHeads[LlamaHidden]):
         heads = read_heads(files["heads"], spec)
         check_same_model({**readers, files["heads"]: heads})
         repacks = bool(kinds.intersection(_REPACKED))
-        self._heads = Heads(heads, spec, threads)
+        self._heads = Heads(heads, spec, threads, device)
         self._bodies = tuple(
             Body(Stack(files[role], spec.body.width, count, repacks), threads, device) for role, count in layers.items()
         )
