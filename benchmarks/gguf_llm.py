@@ -49,9 +49,7 @@ def prepare(work: Path) -> None:
         if precision == "q4_0":
             components = {"llm": llm}
     for name, precision in (("encoder", "int8"), ("codec", "fp32")):
-        components[name] = exporter_of("onnx").export(
-            model, name, work / "q4_0", precision, options_of("onnx", {})
-        )
+        components[name] = exporter_of("onnx").export(model, name, work / "q4_0", precision, options_of("onnx", {}))
     manifest = Manifest(model.spec, components, None, {"weights": "random"}, {}, gate={})
     write_manifest(work / "q4_0", manifest)
 

@@ -198,10 +198,12 @@ class OnnxCodecMeta:
 
 @dataclass(frozen=True)
 class GgufLlmMeta:
-    """`context`: the frames that the model was made for; `kv`: what keys and values are held in."""
+    """`context`: the frames that the model was made for; `kv`: what keys and values are held in; `imatrix`: the file by
+    which the body was quantized."""
 
     context: Annotated[int, Meta(ge=1, le=1 << 20)]
     kv: Literal["f16", "f32"]
+    imatrix: str | None = None
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,11 @@ def number(key: bytes, value: int) -> Change:
         ("body", number(b"qwen2.rope.freq_base", 0), r"rope.freq_base is '0.0'.*, not 1000000.0"),
         ("body", renamed(b"qwen2.vocab_size", b"qwen2.vocab_sizf"), "qwen2.vocab_size is 'None' .missing., not 32"),
         ("heads", number(b"edgeomni.layout.text_vocab", 9), "layout.text_vocab is '9'.*, not 512"),
-        ("body", renamed(b"general.size_label", b"qwen2.expert_count"), "'qwen2.expert_count', which no such model has"),
+        (
+            "body",
+            renamed(b"general.size_label", b"qwen2.expert_count"),
+            "'qwen2.expert_count', which no such model has",
+        ),
     ],
 )
 def test_bad_files_are_refused_by_name(
@@ -197,4 +201,3 @@ def test_more_frames_than_were_allocated(root: Path, component: Component, tiny_
     with pytest.raises(EngineError, match="do not fit this cache"):
         llm.forward(random_ids(tiny_model, 1, rows=2), (), state)
     llm.close()
-

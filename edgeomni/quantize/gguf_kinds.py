@@ -59,6 +59,10 @@ def _pack(type_name: str) -> Callable[[F32, Scheme], tuple[NDArray[np.uint8], No
     return pack
 
 
+def _pack_weighed(type_name: str) -> Callable[[F32, F32], NDArray[np.uint8]]:
+    return lambda w, importance: quantize(w, type_name, importance)
+
+
 def _pack_bf16(w: F32, _: Scheme) -> tuple[NDArray[np.uint8], None]:
     """Rounded to the nearest even bfloat16, as ggml_compute_fp32_to_bf16 does; NaN stays NaN."""
     bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
@@ -79,4 +83,6 @@ def _unpack(type_name: str) -> Callable[[Packed], F32]:
 
 register(Kind("bf16", 16, "float", _pack_bf16, _unpack("BF16")))
 for _kind, _block in _BLOCKS.items():
-    register(Kind(_kind, _BITS[_kind], "weight-only", _pack(TYPES[_kind]), _unpack(TYPES[_kind]), block=_block))
+    _of_type = _pack(TYPES[_kind]), _unpack(TYPES[_kind])
+    _weighed = _pack_weighed(TYPES[_kind])
+    register(Kind(_kind, _BITS[_kind], "weight-only", *_of_type, block=_block, pack_weighed=_weighed))

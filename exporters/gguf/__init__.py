@@ -63,11 +63,13 @@ def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
     return reread.altered(model, component, root)
 
 
-def as_exported(model: OmniModel, component: Component, *, exact: bool) -> AbstractContextManager[None]:
-    """Within the context `model`'s encoder or LLM computes as `component` does, or with `exact` as in its exact mode."""
+def as_exported(
+    model: OmniModel, component: Component, *, exact: bool, root: Path | None = None
+) -> AbstractContextManager[None]:
+    """Within the context `model`'s encoder or LLM computes as `component` does, with `exact` as in its exact mode."""
     from edgeomni.exporters.gguf import imitation
 
-    return imitation.as_exported(model, component, exact=exact)
+    return imitation.as_exported(model, component, exact=exact, root=root)
 
 
 def rounds_inputs(component: Component) -> bool:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from edgeomni.bundle import Component
+from edgeomni.exporters.gguf.tensors import Importance, importance_of
 from edgeomni.model import fake_quant
 from edgeomni.model.bodies import KVCache
 from edgeomni.quantize import gguf_kinds  # makes the kinds known  # noqa: F401
@@ -31,20 +33,26 @@ _NARROW_BLOCK = 32
 
 
 @contextmanager
-def as_exported(model: OmniModel, component: Component, *, exact: bool) -> Iterator[None]:
+def as_exported(model: OmniModel, component: Component, *, exact: bool, root: Path | None = None) -> Iterator[None]:
     """Within the context the encoder or the LLM of `model` computes as `component` does.
 
     With `exact` the transformer blocks see float inputs and keys and values stay float32, as in the engine's exact
-    mode; the heads' inputs are rounded all the same.
+    mode; the heads' inputs are rounded all the same. `root` is where the export lies.
     """
     schemes = stored_schemes(component)
     rounded = {group: scheme for group, scheme in schemes.items() if not exact or group in _HEADS}
     with (
-        fake_quant.holding_stored_weights(model, component.name, schemes),
+        fake_quant.holding_stored_weights(model, component.name, schemes, importance_of_export(model, component, root)),
         fake_quant.changed_inputs(model, component.name, rounded, rounded_input),
         nullcontext() if exact or component.meta.get("kv") != "f16" else _half_cache(model),
     ):
         yield
+
+
+def importance_of_export(model: OmniModel, component: Component, root: Path | None) -> Importance | None:
+    """By what an export weighed the errors of its body; None where all inputs weighed alike."""
+    imatrix = component.meta.get("imatrix")
+    return importance_of(model, root / imatrix) if imatrix and root else None
 
 
 class _HalfCache(KVCache):
@@ -72,7 +80,9 @@ def _half_cache(model: OmniModel) -> Iterator[None]:
 
 def rounds_inputs(component: Component) -> bool:
     """Whether the transformer blocks' kernels round their inputs, so that exact mode and normal mode differ."""
-    return any(s.kind != "fp32" for group, s in stored_schemes(component).items() if group not in (*_HEADS, "embedding"))
+    return any(
+        s.kind != "fp32" for group, s in stored_schemes(component).items() if group not in (*_HEADS, "embedding")
+    )
 
 
 def stored_schemes(component: Component) -> Mapping[str, Scheme]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,15 @@ from edgeomni.bundle import Component, GraphEntry, describe_files
 from edgeomni.errors import UsageError
 from edgeomni.exporters.gguf.options import GgufOptions
 from edgeomni.exporters.gguf.precisions import checked_precision, mixture, schemes_for
-from edgeomni.exporters.gguf.tensors import Stored, head_tensors, linear_widths, stack_tensors, stacks
+from edgeomni.exporters.gguf.tensors import (
+    Importance,
+    Stored,
+    head_tensors,
+    importance_of,
+    linear_widths,
+    stack_tensors,
+    stacks,
+)
 from edgeomni.gguf_llm import (
     HEADS_ARCHITECTURE,
     MODEL_ID,
@@ -48,6 +57,7 @@ _WHAT = {
     "tts": "blocks of the TTS adapter: they take the body's un-normed output and give what the audio heads read",
     "heads": "rows of the text head and the audio heads, and of the embedding where no head shares them",
 }
+IMATRIX = "imatrix"
 _SAMPLES = 4096
 """Values of each parameter that the model's id is made of: enough to tell trainings apart, and quick."""
 
@@ -62,11 +72,12 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, options:
     _check_rotary(model)
     precision = checked_precision("llm", precision)
     schemes = used_schemes(model, precision, options)
+    importance, extra = _importance(model, out_dir, options)
     paths = {role: out_dir / f"{role}.gguf" for role in (*stacks(model), "heads")}
     for role, (_, layers) in stacks(model).items():
         writer = _writer(model, role, paths[role], model.spec.body.kind, body_facts(model.spec, layers))
         writer.add_file_type(_FILE_TYPES[precision])
-        _write(writer, stack_tensors(model, role, schemes))
+        _write(writer, stack_tensors(model, role, schemes, importance))
     _write(_writer(model, "heads", paths["heads"], HEADS_ARCHITECTURE, {}), head_tensors(model, schemes))
     return Component(
         name="llm",
@@ -75,9 +86,21 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, options:
         precision=precision,
         scheme={name: str(scheme) for name, scheme in schemes.items()},
         graphs={role: GraphEntry(path.relative_to(root).as_posix()) for role, path in paths.items()},
-        meta={"context": model.spec.context, "kv": "f32" if precision == "fp32" else "f16"},
-        files=describe_files(root, list(paths.values())),
+        meta={
+            "context": model.spec.context,
+            "kv": "f32" if precision == "fp32" else "f16",
+            **({"imatrix": extra.relative_to(root).as_posix()} if extra else {}),
+        },
+        files=describe_files(root, [*paths.values(), *([extra] if extra else [])]),
     )
+
+
+def _importance(model: OmniModel, out_dir: Path, options: GgufOptions) -> tuple[Importance | None, Path | None]:
+    """The importance asked for, and the copy of its file, by which the export can be re-read."""
+    if options.imatrix is None:
+        return None, None
+    importance = importance_of(model, Path(options.imatrix))
+    return importance, Path(shutil.copyfile(options.imatrix, out_dir / IMATRIX))
 
 
 def used_schemes(model: OmniModel, precision: str, options: GgufOptions) -> dict[str, Scheme]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgeomni.errors import UsageError
 
@@ -19,7 +19,7 @@ class GgufOptions:
     """
 
     heads: str | None = None
-    imatrix: str | None = None
+    imatrix: str | None = field(default=None, metadata={"path": True})
 
     def __post_init__(self) -> None:
         if self.heads is not None and self.heads not in HEAD_PRECISIONS:

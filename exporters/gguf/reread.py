@@ -10,7 +10,7 @@ import numpy as np
 from gguf import GGUFReader
 
 from edgeomni.bundle import Component
-from edgeomni.exporters.gguf.imitation import stored_schemes
+from edgeomni.exporters.gguf.imitation import importance_of_export, stored_schemes
 from edgeomni.exporters.gguf.tensors import Stored, head_tensors, stack_tensors
 
 if TYPE_CHECKING:
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
     """Names "role:tensor" of stored tensors that differ in type, shape or bytes, are missing, or are too many."""
-    schemes = dict(stored_schemes(component))
+    schemes, importance = stored_schemes(component), importance_of_export(model, component, root)
     wrong = list[str]()
     for role, graph in component.graphs.items():
-        expected = head_tensors(model, schemes) if role == "heads" else stack_tensors(model, role, schemes)
+        heads = role == "heads"
+        expected = head_tensors(model, schemes) if heads else stack_tensors(model, role, schemes, importance)
         wrong += [f"{role}:{name}" for name in _differing(root / graph.path, expected)]
     return wrong
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from gguf import MODEL_ARCH, GGMLQuantizationType, TensorNameMap, get_tensor_nam
 from edgeomni.arrays import F32
 from edgeomni.errors import UsageError
 from edgeomni.gguf_llm import NO_EMBEDDING_ROWS, ROPE_FREQS, head_shapes, rope_type
-from edgeomni.quantize import ggml_quants
 from edgeomni.quantize.gguf_kinds import TYPES, check_width
 from edgeomni.quantize.policy import scheme_of
 from edgeomni.quantize.schemes import Scheme, quantize
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ARCHITECTURES = {"qwen2": MODEL_ARCH.QWEN2, "qwen3": MODEL_ARCH.QWEN3, "llama": MODEL_ARCH.LLAMA}
 FLOAT = Scheme("fp32")
 Importance = Mapping[str, F32]
-"""GGUF name of a weight -> how much an error in each of its inputs matters, float32 [inputs]."""
+"""Parameter of the model -> how much an error in each of its inputs matters, float32 [inputs]."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,7 @@ class Stored:
         """The tensor as the file holds it. Gains and biases stay float32."""
         if self.rows.ndim == 1:
             return self.rows
-        if self.importance is not None and self.scheme.blocked:
-            return ggml_quants.quantize(self.rows, TYPES[self.scheme.kind], self.importance)
-        return quantize(self.rows, self.scheme).data
+        return quantize(self.rows, self.scheme, self.importance).data
 
 
 def stacks(model: OmniModel) -> dict[str, tuple[Any, int]]:
@@ -73,7 +71,7 @@ def stack_tensors(
     """Every tensor of body.gguf or tts.gguf. Raises UsageError for widths that a scheme cannot store."""
     module, layers = stacks(model)[role]
     body = model.spec.body
-    names = get_tensor_name_map(ARCHITECTURES[body.kind], layers)
+    names = _names(model, layers)
     yield Stored("token_embd.weight", np.zeros((NO_EMBEDDING_ROWS, body.width), np.float32), FLOAT)
     if rope_type(body) == "llama3":
         yield Stored(ROPE_FREQS, _rope_factors(model), FLOAT)
@@ -81,9 +79,29 @@ def stack_tensors(
         rows = _array(parameter)
         scheme = scheme_of(f"{role}.{name}", schemes) or FLOAT
         check_width(f"{role}.{name}", rows.shape[-1], scheme)
-        stored = _gguf_name(names, name)
-        weights = (importance or {}).get(stored) if role == "body" else None
-        yield Stored(stored, _reordered(name, rows, model), scheme, weights)
+        weights = (importance or {}).get(f"{role}.{name}")
+        yield Stored(_gguf_name(names, name), _reordered(name, rows, model), scheme, weights)
+
+
+def importance_of(model: OmniModel, imatrix: Path) -> Importance:
+    """The body's entries of a file of llama.cpp's importance matrix, by the model's names.
+
+    Raises DataError for a file that cannot be read, UsageError for one that does not belong to this body.
+    """
+    from edgeomni.quantize.imatrix import read
+
+    found, names, importance = read(imatrix), _names(model, model.spec.body.layers), {}
+    for name, width in linear_widths(model, "body").items():
+        stored = _gguf_name(names, name.removeprefix("body."))
+        if stored not in found or found[stored].shape != (width,):
+            there = f"{list(found[stored].shape)} entries" if stored in found else "no entries"
+            raise UsageError(f"{imatrix} has {there} for {stored}, not {width}: it was made with another model")
+        importance[name] = found[stored]
+    return importance
+
+
+def _names(model: OmniModel, layers: int) -> TensorNameMap:
+    return get_tensor_name_map(ARCHITECTURES[model.spec.body.kind], layers)
 
 
 def head_tensors(model: OmniModel, schemes: Mapping[str, Scheme]) -> Iterator[Stored]:

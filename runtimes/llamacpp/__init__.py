@@ -24,7 +24,9 @@ def open_component(bundle: Bundle, name: str, options: OpenOptions) -> Any:
         return ggml.open_component(bundle, name, options)
     from edgeomni.runtimes.llamacpp.llm import LlamaLanguageModel
 
-    return LlamaLanguageModel(bundle.path, bundle.manifest.components[name], bundle.spec, options.threads, options.device)
+    return LlamaLanguageModel(
+        bundle.path, bundle.manifest.components[name], bundle.spec, options.threads, options.device
+    )
 
 
 def open_exact(bundle: Bundle, name: str, options: OpenOptions) -> Any | None:

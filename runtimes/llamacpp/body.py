@@ -63,7 +63,7 @@ class Body:
 
 
 class Output(NamedTuple):
-    """Of the last position `hidden` [rows, D], normed; of every position `un_normed` [rows, t, D], None unless asked."""
+    """Of the last position `hidden` [rows, D], normed; of every one `un_normed` [rows, t, D], None unless asked for."""
 
     hidden: F32
     un_normed: F32 | None

@@ -1,4 +1,4 @@
-"""The LLM with float inputs in its transformer blocks: the same stored weights, dequantized to float32 for llama.cpp."""
+"""The LLM with float inputs in its transformer blocks: its stored weights, dequantized to float32 for llama.cpp."""
 
 from __future__ import annotations
 

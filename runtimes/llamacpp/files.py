@@ -43,9 +43,7 @@ def read_stack(path: Path, spec: OmniSpec, layers: int) -> Any:
 
 def read_heads(path: Path, spec: OmniSpec) -> Any:
     """A GGUFReader of heads.gguf. Raises BundleError for a file that is not this model's."""
-    reader = read(
-        path, HEADS_ARCHITECTURE, {name: Expected(shape, TYPES) for name, shape in head_shapes(spec).items()}
-    )
+    reader = read(path, HEADS_ARCHITECTURE, {name: Expected(shape, TYPES) for name, shape in head_shapes(spec).items()})
     _check_facts(path, reader, {}, spec)
     return reader
 

@@ -48,7 +48,7 @@ def llama() -> Any:
 
 
 def use_device(device: str) -> int:
-    """How many layers go to the GPU: none on the CPU, all (-1) on "cuda". Raises EngineError where no GPU can be used."""
+    """How many layers go to the GPU: none on the CPU, all (-1) on "cuda". Raises EngineError where there is none."""
     if device == "cpu":
         return 0
     if not llama().llama_supports_gpu_offload():

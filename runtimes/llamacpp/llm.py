@@ -59,17 +59,12 @@ class LlamaLanguageModel(ParallelHeads[LlamaHidden]):
     """
 
     def __init__(
-        self,
-        path: Path,
-        component: Component,
-        spec: OmniSpec,
-        threads: int | None,
-        device: str = "cpu",
+        self, path: Path, component: Component, spec: OmniSpec, threads: int | None, device: str = "cpu"
     ) -> None:
         threads = threads or os.cpu_count() or 1
         kinds = {parse(scheme).kind for name, scheme in component.scheme.items() if name.startswith(("body.", "tts."))}
         self._spec, self._context, self.threads = spec, int(component.meta["context"]), threads
-        import os as _o; self._kv_type = str(component.meta["kv"])
+        self._kv_type = str(component.meta["kv"])
         self._together = parse(component.scheme["body.linear"]).kind in _TOGETHER or device != "cpu"
         files = {role: path / graph.path for role, graph in component.graphs.items()}
         layers = {"body": spec.body.layers} | ({"tts": spec.tts_layers} if spec.tts_layers else {})
