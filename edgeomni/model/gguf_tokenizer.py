@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..gguf_files import GgufFile, read
+from .gguf_llm import EMBEDDING
 from .tensors import read_text, translated
 
 logger = logging.getLogger("edgeomni")
@@ -56,6 +57,9 @@ def _rebuilt(file: GgufFile, pieces: str) -> Any:
     kinds = file.metadata.get("tokenizer.ggml.token_type")
     if len(set(tokens)) != len(tokens) or kinds is None or len(kinds) != len(tokens):
         raise CheckpointError(f"{file.path}: its tokens and their types do not fit together; convert the model again")
+    rows = file.tensors[EMBEDDING].shape[0] if EMBEDDING in file.tensors else 0
+    if len(tokens) > rows:
+        raise CheckpointError(f"{file.path}: has {len(tokens)} tokens, and an embedding of {rows}; convert it again")
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
     ids = {token: n for n, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(ids, pairs, ignore_merges=pieces == "llama-bpe"))
@@ -69,8 +73,9 @@ def _rebuilt(file: GgufFile, pieces: str) -> Any:
     if pieces == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
-    markers = [AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, kinds) if k == _CONTROL]
-    words = [AddedToken(t, normalized=False) for t, k in zip(tokens, kinds) if k == _USER_DEFINED]
+    typed = list(zip(tokens, kinds, strict=True))
+    markers = [AddedToken(t, special=True, normalized=False) for t, k in typed if k == _CONTROL]
+    words = [AddedToken(t, normalized=False) for t, k in typed if k == _USER_DEFINED]
     tokenizer.add_special_tokens(markers)
     tokenizer.add_tokens(words)
     if file.get("tokenizer.ggml.add_bos_token", bool, False):

@@ -93,7 +93,7 @@ def config_json(source: str) -> dict[str, Any]:
 
 
 def weights(source: str, keep: Callable[[str], bool] = lambda _: True) -> dict[str, Tensor]:
-    """The tensors of a part that `keep` wants by name: model.safetensors, pytorch_model.bin, the shards of either, GGUF.
+    """The tensors of a part that `keep` wants by name: model.safetensors, pytorch_model.bin, shards of either, or GGUF.
 
     Raises CheckpointError where there are no weights, or they cannot be read.
     """
