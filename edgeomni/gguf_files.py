@@ -193,7 +193,7 @@ class _Reader:
         return int(count)
 
     def number(self, code: str) -> Any:
-        return struct.unpack(f"<{code}", self.taken(struct.calcsize(f"<{code}")))[0]
+        return struct.unpack(f"<{code}", bytes(self.taken(struct.calcsize(f"<{code}"))))[0]
 
     def taken(self, size: int) -> np.ndarray:
         end = self.place + size

@@ -104,15 +104,25 @@ def write(directory: Path, path: Path, kind: str = "F32", **changed: Any) -> Any
         if isinstance(value, list):
             writer.add_array(key, value)
         elif value is not None:
-            {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}[
-                type(value)
-            ](key, value)
+            adders: dict[type, Any] = {
+                int: writer.add_uint32,
+                float: writer.add_float32,
+                str: writer.add_string,
+                bool: writer.add_bool,
+            }
+            adders[type(value)](key, value)
     for name, rows in tensors.items():
         stored = gguf.GGMLQuantizationType[kind if rows.ndim > 1 else "F32"]
         writer.add_tensor(name, gguf.quantize(rows, stored), raw_dtype=stored)
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return model
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray:
@@ -161,4 +171,5 @@ def text_logits(model: Any, ids: list[int]) -> np.ndarray:
     """An OmniModel's text logits [T, text_vocab] of a plain text: its rows of the embedding, no audio."""
     with torch.inference_mode():
         embeds = model.embedding.weight[torch.tensor(ids)][None]
-        return model.text_logits(model.hidden(embeds)[0])[0].numpy()
+        logits: np.ndarray = model.text_logits(model.hidden(embeds)[0])[0].numpy()
+    return logits

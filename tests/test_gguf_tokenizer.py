@@ -76,10 +76,16 @@ def written(model: Path, path: Path, pre: str = "qwen2", **changed: Any) -> Toke
     return tokenizer
 
 
+def rebuilt(path: Path) -> Tokenizer:
+    text = gguf_tokenizer.tokenizer_json(str(path))
+    assert text
+    return Tokenizer.from_str(text)
+
+
 @pytest.mark.parametrize("pre", PIECES)
 def test_ids_and_texts_are_those_of_the_tokenizer_that_was_written(model: Path, tmp_path: Path, pre: str) -> None:
     theirs = written(model, tmp_path / "some.gguf", pre)
-    ours = Tokenizer.from_str(gguf_tokenizer.tokenizer_json(str(tmp_path / "some.gguf")))
+    ours = rebuilt(tmp_path / "some.gguf")
     for text in TEXTS:
         ids = theirs.encode(text).ids
         assert ours.encode(text).ids == ids
@@ -90,7 +96,7 @@ def test_ids_and_texts_are_those_of_the_tokenizer_that_was_written(model: Path, 
 def test_ids_are_those_of_llama_cpp(model: Path, tmp_path: Path, pre: str) -> None:
     path = tmp_path / "some.gguf"
     written(model, path, pre)
-    ours = Tokenizer.from_str(gguf_tokenizer.tokenizer_json(str(path)))
+    ours = rebuilt(path)
     plain = [text for text in TEXTS if "\u0301" not in text or pre != "qwen2"]  # llama.cpp does not compose letters
     assert [ours.encode(text).ids for text in plain] == [llama_cpp_ids(path, text) for text in plain]
 
@@ -111,7 +117,7 @@ def test_a_token_of_the_beginning_is_put_first(model: Path, tmp_path: Path) -> N
     begin = trained("llama-bpe").token_to_id("<|begin|>")
     first = {"tokenizer__ggml__add_bos_token": True, "tokenizer__ggml__bos_token_id": begin}
     theirs = written(model, tmp_path / "some.gguf", "llama-bpe", **first)
-    ours = Tokenizer.from_str(gguf_tokenizer.tokenizer_json(str(tmp_path / "some.gguf")))
+    ours = rebuilt(tmp_path / "some.gguf")
     assert ours.encode("hello").ids == [begin, *theirs.encode("hello").ids]
 
 

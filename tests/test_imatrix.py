@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_writing
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ INPUTS = {"blk.0.attn_q.weight": RNG.standard_normal((50, 8)), "blk.1.ffn_down.w
 
 
 def expected(name: str) -> np.ndarray:
-    return (INPUTS[name] ** 2).mean(0)
+    return np.asarray((INPUTS[name] ** 2).mean(0))
 
 
 def binary(calls: int = 3) -> bytes:
@@ -39,12 +40,12 @@ def as_gguf(path: Path, kind: str = "imatrix", **changed: np.ndarray | None) -> 
     writer = gguf.GGUFWriter(path, "")
     writer.add_type(kind)
     writer.add_array("imatrix.datasets", ["calib.txt"])
-    writer.add_uint32("imatrix.chunk_count", 3), writer.add_uint32("imatrix.chunk_size", 512)
+    writer.add_uint32("imatrix.chunk_count", 3)
+    writer.add_uint32("imatrix.chunk_size", 512)
     for name, array in tensors.items():
         if array is not None:
             writer.add_tensor(name, array)
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
-    writer.close()
+    gguf_writing.finish(writer)
     return path
 
 
@@ -70,7 +71,8 @@ def test_experts_follow_one_another_and_unseen_ones_count_as_one(tmp_path: Path)
     sums = np.array([[4, 8], [5, 7], [9, 3]], np.float32)
     counts = np.array([[4], [0], [3]], np.float32)
     name = "blk__0__ffn_up_exps__weight__"
-    path = as_gguf(tmp_path / "a.gguf", **{f"{name}in_sum2": sums, f"{name}counts": counts})
+    changed: dict[str, Any] = {f"{name}in_sum2": sums, f"{name}counts": counts}
+    path = as_gguf(tmp_path / "a.gguf", **changed)
     assert imatrix.read(path)["blk.0.ffn_up_exps.weight"].tolist() == [1, 2, 1, 1, 3, 1]
 
 
