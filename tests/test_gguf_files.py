@@ -43,7 +43,9 @@ def written(path: Path, alignment: int | None = None) -> Path:
         writer.add_custom_alignment(alignment)
     writer.add_tensor("rows", ROWS)
     writer.add_tensor("half", ROWS.astype(np.float16))
-    writer.add_tensor("packed", gguf.quantize(ROWS, gguf.GGMLQuantizationType.Q8_0), raw_dtype=8)
+    writer.add_tensor(
+        "packed", gguf.quantize(ROWS, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0
+    )
     writer.add_tensor("last", np.array([7.0], np.float32))
     gguf_writing.finish(writer)
     return path
