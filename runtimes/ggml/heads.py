@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from edgeomni.arrays import F32
 from edgeomni.errors import EngineError
 from edgeomni.runtimes.ggml.files import Expected, Weights, read
-from edgeomni.runtimes.ggml.graph import F32 as FLOAT
 from edgeomni.runtimes.ggml.graph import Graph
+from edgeomni.runtimes.ggml.library import F32 as FLOAT
 from edgeomni.spec import OmniSpec
 
 ARCHITECTURE = "edgeomni-heads"
