@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 from collections.abc import Callable
@@ -69,7 +70,8 @@ def test_attention_is_softmax_of_products(half: bool) -> None:
 
     def build(g: Graph, *parts: int) -> int:
         split = [g.permuted(g.reshaped(p, 1, g.shape(p)[0], heads, n), 0, 2, 1, 3) for p in parts]
-        return g.attention(split[0], *(g.cast(p, F16) if half else p for p in split[1:]), 0.25)
+        k, v = (g.cast(p, F16) if half else p for p in split[1:])
+        return g.attention(split[0], k, v, 0.25)
 
     expected = np.zeros_like(q)
     for h in range(heads):
@@ -132,7 +134,7 @@ def test_residuals_are_delayed_sums(n: int, kept: int, channels: int, threads: i
 
     expected = y + np.concatenate([before, x])[:n]
     assert_allclose(computed(build, *arrays, threads=threads), expected + bias, atol=1e-6)
-    got = computed(lambda *t: build(*t, shift=None), *arrays, threads=threads)
+    got = computed(lambda g, y, x, b=None: build(g, y, x, b, None), *arrays, threads=threads)
     assert_allclose(got, expected, atol=1e-6)
 
 
@@ -297,9 +299,9 @@ def with_declaration(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> 
 
 def test_another_layout_of_tensors_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Longer(functions.Tensor):
-        _fields_ = [("more", functions.c.c_int64)]
+        _fields_ = [("more", ctypes.c_int64)]
 
-    class Swapped(functions.c.Structure):
+    class Swapped(ctypes.Structure):
         _fields_ = [functions.Tensor._fields_[i] for i in (0, 1, 3, 2, *range(4, 14))]
 
     for tensor, message in ((Longer, "tensors of 336 bytes"), (Swapped, "tensors with other fields")):

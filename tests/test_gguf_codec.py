@@ -257,7 +257,8 @@ def shaken(layers):
     layer = rng.choice(layers)
     while layer.get("body") and rng.random() < 0.8:
         layer = rng.choice(layer["body"])
-    key = rng.choice([k for k in layer if isinstance(layer[k], int)] + ["taps", "left", "right", "drop", "crop", "delay"])
+    sizes = [k for k in layer if isinstance(layer[k], int)]
+    key = rng.choice([*sizes, "taps", "left", "right", "drop", "crop", "delay"])
     layer[key] = rng.choice([0, 1, 2, layer.get(key, 1) + 1, 7, 4000])
 
 for i in range(int(sys.argv[2])):

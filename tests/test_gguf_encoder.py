@@ -1,4 +1,4 @@
-"""The encoder as GGUF on ggml: against torch, what is stored, what is refused, and files that are not as they should be."""
+"""The encoder as GGUF on ggml: against torch, what is stored, what is refused, and files that are damaged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def reference(model: Any, mel: np.ndarray) -> np.ndarray:
 
 
 def written(model: Any, out: Path, precision: str) -> Component:
-    return exporter_of("gguf").export(model, "encoder", out, precision, options_of("gguf", {}))
+    component: Component = exporter_of("gguf").export(model, "encoder", out, precision, options_of("gguf", {}))
+    return component
 
 
 def opened(model: Any, out: Path, precision: str = "fp32", threads: int = 1) -> GgmlEncoder:

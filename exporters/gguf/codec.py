@@ -208,7 +208,7 @@ def _lookup(plan: CodecPlan) -> ops.Lookup:
 
 def _levels(op: ops.Lookup) -> list[CodecLevel]:
     parts = zip(op.tables, op.strides, op.groups, strict=True)
-    return [CodecLevel(*map(int, table.shape), int(stride), int(group)) for table, stride, group in parts]
+    return [CodecLevel(len(table), int(table.shape[1]), int(stride), int(group)) for table, stride, group in parts]
 
 
 def _channels(op: ops.Lookup) -> int:

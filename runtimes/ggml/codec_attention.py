@@ -130,7 +130,7 @@ def _attend(d: Decoding, q: int, k: int, v: int, mask: int | None) -> int:
 
 def _linear(d: Decoding, name: str, x: int) -> int:
     bias = f"{name}.bias"
-    return d.graph.linear(d.weights[f"{name}.weight"], x, d.weights[bias] if bias in d.weights else None)
+    return d.graph.linear(d.weights[f"{name}.weight"], x, d.weights.get(bias))
 
 
 def _norm(d: Decoding, layer: CodecLayer, name: str, x: int) -> int:

@@ -196,7 +196,7 @@ class Decoding:
         assert x.value is not None and y.value is not None
         self._keep_delayed(layer, x.value, before)
         biases = [bias for bias in (x.bias, y.bias) if bias is not None]
-        bias = np.sum(biases, axis=0, dtype=np.float32) if biases else None
+        bias = np.asarray(np.sum(biases, axis=0), np.float32) if biases else None
         return Signal(numpy_operations.residual(self.graph, y.value, x.value, before, bias), layer.outputs)
 
     def noise(self, layer: CodecLayer, x: Signal) -> Signal:
@@ -288,7 +288,7 @@ class Decoding:
         return Signal(g.add(x.value, g.mul(g.mul(turned, turned), inverse)), x.channels)
 
     def _overlapping(self, x: int, count: int, outputs: int, weight: int) -> int:
-        """Rows of `count` neighbours each. float16 products copy their inputs themselves, and a few rows need no copy."""
+        """Rows of `count` neighbours each. float16 products copy their inputs anyway, and few rows need no copy."""
         if count == 1:
             return x
         windows = self.graph.windows(x, count)

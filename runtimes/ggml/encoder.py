@@ -182,10 +182,7 @@ class _Encoding:
         return self._linear(x, "mm.a.proj")
 
     def _linear(self, x: int, name: str) -> int:
-        bias = f"{name}.bias"
-        return self.graph.linear(
-            self.weights[f"{name}.weight"], x, self.weights[bias] if bias in self.weights else None
-        )
+        return self.graph.linear(self.weights[f"{name}.weight"], x, self.weights.get(f"{name}.bias"))
 
     def _norm(self, x: int, name: str) -> int:
         return self.graph.norm(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], _EPS)

@@ -110,8 +110,9 @@ class Weights:
     def __getitem__(self, name: str) -> int:
         return self._tensors[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+    def get(self, name: str) -> int | None:
+        """The tensor of that name; None where the file has none."""
+        return self._tensors.get(name)
 
     def close(self) -> None:
         """Gives back what ggml holds. The tensors are not used afterwards."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeomni.arrays import F32 as Array
 from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt, Interrupted
 from edgeomni.runtimes.ggml.backend import Backend
@@ -89,13 +90,13 @@ class Graph(Operations):
         """What the graph's values take, once it is ready."""
         return int(self._ggml.ggml_gallocr_get_buffer_size(self._allocators[0], 0))
 
-    def run(self, given: Mapping[int, NDArray[Any]], output: int) -> NDArray[np.float32]:
+    def run(self, given: Mapping[int, NDArray[Any]], output: int) -> Array:
         """`compute` with one output."""
         return self.compute(given, [output])[0]
 
     def compute(
         self, given: Mapping[int, NDArray[Any]], outputs: Sequence[int], interrupt: Interrupt | None = None
-    ) -> list[NDArray[np.float32]]:
+    ) -> list[Array]:
         """Sets all inputs, computes, and returns copies of outputs [rows, columns]. Threads take turns.
 
         Raises Interrupted where `interrupt` was set before the end (on the CPU after the node at work), EngineError
@@ -151,7 +152,7 @@ class Graph(Operations):
             raise EngineError(f"an input has {array.nbytes} bytes, not {self._ggml.ggml_nbytes(tensor)}")
         self._ggml.ggml_backend_tensor_set(tensor, array.ctypes.data, 0, array.nbytes)
 
-    def _get(self, tensor: int) -> NDArray[np.float32]:
+    def _get(self, tensor: int) -> Array:
         if not self.is_contiguous(tensor) or self._of(tensor).type != F32:
             raise EngineError("an output must be contiguous float32")
         out = np.empty(self.shape(tensor), np.float32)

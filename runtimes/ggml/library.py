@@ -38,7 +38,8 @@ _log = logging.getLogger("edgeomni.ggml")
 def library() -> Any:
     """Every declared function by its name. Raises EngineError where the libraries are missing or are other ones."""
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # a failed assertion would start a debugger otherwise
-    found, folder = _Functions(), _folder()
+    found: Any = _Functions()
+    folder = _folder()
     for stem, declared in (("ggml-base", BASE), ("ggml-cpu", CPU), ("ggml", REGISTRY)):
         loaded = _load(folder, stem)
         for name, (result, *arguments) in declared.items():

@@ -60,7 +60,7 @@ def custom(graph: Graph, rows: int, columns: int, sources: Sequence[int], comput
 def snake(
     graph: Graph, x: int, alpha: F32, bias: F32 | None, before: int | None = None, after: int = 0, *, exact: bool
 ) -> int:
-    """`before` [m, channels] as it is, the snake of x [n, channels] + bias, `after` rows of zeros; `exact`: see Snake."""
+    """`before` [m, channels] as it is, the snake of x [n, channels] + bias, `after` rows of zeros; see Snake."""
     n, channels = graph.shape(x)
     apply = Snake(alpha, bias, exact)
     kept = 0 if before is None else graph.shape(before)[0]
@@ -106,7 +106,7 @@ class Snake:
     """x + sin(alpha x)^2 / alpha of rows [n, channels] (arXiv 2006.08195), a bias added to x first.
 
     sin(pi u)^2 = s (C0 + C1 s + ...) with s = (u - round(u))^2 <= 1/4: a Chebyshev fit, whose error is 2.5e-5 with four
-    terms and, for `exact`, 6e-9 with six. numpy's own sine costs more where it has no AVX-512 to use, and as much there.
+    terms and, for `exact`, 6e-9 with six. numpy's own sine costs more where it has no AVX-512, and as much there.
     """
 
     def __init__(self, alpha: F32, bias: F32 | None, exact: bool) -> None:

@@ -28,7 +28,7 @@ class Operations:
     # --- operations
 
     def linear(self, weight: int, x: int, bias: int | None = None) -> int:
-        """weight [n, k] of any type, x [t, k] float32 -> x weight^T + bias, [t, n]; batches as numpy.matmul has them."""
+        """weight [n, k] of any type, x [t, k] float -> x weight^T + bias, [t, n]; batches as numpy.matmul has them."""
         w, of = self._of(weight), self._of(x)
         if w.ne[0] != of.ne[0] or of.type not in (F32, F16) or of.ne[2] % w.ne[2] or of.ne[3] % w.ne[3]:
             raise EngineError(f"a product of rows {self.shape(weight)} with inputs {self.shape(x)} was asked for")
@@ -70,7 +70,8 @@ class Operations:
         """silu(gate) * up."""
         if self.shape(gate) != self.shape(up):
             raise EngineError(f"swiglu of {self.shape(gate)} and {self.shape(up)} was asked for")
-        self._contiguous(gate), self._contiguous(up)
+        self._contiguous(gate)
+        self._contiguous(up)
         return self.new("ggml_swiglu_split", gate, up)
 
     def softmax(self, x: int, mask: int | None, scale: float) -> int:
@@ -99,7 +100,8 @@ class Operations:
         out = n - (taps - 1) * dilation
         if found != channels or out < 1 or taps < 2 or channels < 3 or self._of(kernel).type != F32:
             raise EngineError(f"a depthwise convolution of {self.shape(x)} with {self.shape(kernel)} was asked for")
-        self.check_plain(x), self.check_plain(kernel)
+        self.check_plain(x)
+        self.check_plain(kernel)
         row = 4 * channels
         # The second stride belongs to a dimension of 1; it must lie between the others' for ggml to see the layout.
         signal = self.new("ggml_view_4d", x, channels, 1, n, 1, 8, row, row * n, 0)
@@ -223,7 +225,8 @@ class Operations:
     def _elementwise(self, operation: str, x: int, y: int) -> int:
         if any(n % m for n, m in zip(self._of(x).ne, self._of(y).ne, strict=True)):
             raise EngineError(f"{self.shape(y)} cannot be repeated to {self.shape(x)}")
-        self._float(x), self._float(y)
+        self._float(x)
+        self._float(y)
         return self.new(operation, x, y)
 
     def _float(self, x: int) -> None:
@@ -232,7 +235,8 @@ class Operations:
 
     def check_plain(self, x: int) -> None:
         """Raises EngineError unless x is contiguous float32."""
-        self._contiguous(x), self._float(x)
+        self._contiguous(x)
+        self._float(x)
 
     def _contiguous(self, x: int) -> None:
         if self._of(x).type not in SIZES or not self.is_contiguous(x):
