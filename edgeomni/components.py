@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from .arrays import F32, F64, I32, I64
 from .interrupt import Interrupt
@@ -141,6 +141,22 @@ class CodecDecoder(Protocol[CodecStateT]):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class SetsThreads(Protocol):
+    """What an LLM or a codec decoder may offer beside its protocol: its number of threads changes between calls.
+
+    The loop uses it where both compute at the same time (overlap.py). A component without it keeps its threads.
+    """
+
+    def set_threads(self, threads: int) -> None:
+        """From the next call on `decode`, `forward` of a single frame and the heads compute with so many threads.
+
+        Prompts keep all threads that the component was opened with. What is computed must not depend on the number,
+        to the bit. Cheap enough to be called between any two frames; while a call is under way it is not called.
+        """
+        ...
 
 
 @dataclass
