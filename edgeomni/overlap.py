@@ -22,6 +22,8 @@ from .spans import Spans
 from .streaming import AudioStream, Chunk
 
 OverlapMode = Literal["off", "after-text", "on"]
+OverlapChoice = Literal["auto", "on", "off"]
+"""What is asked for: "auto" is the fastest mode on the machine (overlap_choice.py)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class SharedThreads:
         self._all, self._shared = threads, False
         self._llm = components.llm if isinstance(components.llm, SetsThreads) else None
         self._codec = components.codec if isinstance(components.codec, SetsThreads) else None
+
+    def prepare(self) -> None:
+        """Has the components make ready for either, so that no answer waits for it."""
+        self.share(True)
+        self.share(False)
 
     def share(self, shared: bool) -> None:
         """True: each gets its part. False: each gets them all, since it computes alone."""

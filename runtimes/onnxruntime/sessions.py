@@ -48,6 +48,10 @@ class SessionFactory:
         self.threads, self.device, self._exact = threads, device, exact
         self._providers = _providers(device)
 
+    def with_threads(self, threads: int) -> SessionFactory:
+        """The same, but for the number of threads."""
+        return SessionFactory(threads, self.device, exact=self._exact)
+
     def open(self, path: Path, *, dynamic: bool = False) -> ort.InferenceSession:
         """A session on the graph at `path`; `dynamic`: with DynamicQuantizeMatMul. Raises EngineError with the file.
 
