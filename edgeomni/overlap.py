@@ -2,7 +2,7 @@
 
 The pushes, their order and what they compute are those of an answer without it, so that the samples are the same to
 the bit; what differs is when they are handed out: with one of the LLM frames that follow, at the latest with the one
-that fills the next chunk. The first chunk and the last one are decoded at once, with all threads: the listener waits
+that fills the next chunk. The first sound and the last chunk are decoded at once, with all threads: the listener waits
 for the first, and at the last the LLM has nothing left to do.
 """
 
@@ -80,7 +80,7 @@ class Player:
 
     def __init__(self, stream: AudioStream, threads: SharedThreads, spans: Spans) -> None:
         self._stream, self._threads, self._spans = stream, threads, spans
-        self._begun = False
+        self._heard = False
         self._worker: ThreadPoolExecutor | None = None
         self._worker_id = 0
         self._running: Future[F32] | None = None
@@ -95,18 +95,19 @@ class Player:
     def add(self, frame: I64, *, beside: bool) -> list[F32]:
         """Takes codec frame [K]; returns the samples [S] of each chunk that is finished by now, in order.
 
-        A chunk that `frame` fills is decoded in the thread with `beside`, unless it is the first, and here otherwise.
+        A chunk that `frame` fills is decoded in the thread with `beside`, once there was sound, and here otherwise.
         One chunk is decoded at a time, so that a full one waits for the one before it.
         """
         chunk = self._stream.take(frame)
         if chunk is None:
             return [] if self._is_running() else self.wait()
         finished = self.wait()
-        if beside and self._begun and self._start(chunk):
+        if beside and self._heard and self._start(chunk):
             return finished
-        self._begun = True
         self._threads.share(False)
-        return [*finished, self._stream.push(chunk)]
+        samples = self._stream.push(chunk)
+        self._heard = self._heard or len(samples) > 0
+        return [*finished, samples]
 
     def share_threads(self) -> None:
         """Before each frame of the LLM: it has all threads to itself again once the codec is done."""
