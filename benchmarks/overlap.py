@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from itertools import product
 from typing import Any, get_args
 
 import numpy as np
@@ -51,16 +52,17 @@ def main() -> None:
 
 
 def sessions_of(bundles: list[Bundle], threads: int, modes: list[OverlapMode]) -> dict[str, Session]:
-    """One session for each pair and mode; the components are shared. The baseline comes first."""
-    options = OpenOptions(threads)
-    llms, codecs = (opened(bundles, part, options) for part in ("llm", "codec"))
-    encoder = runtime_of(chosen_engine(bundles[0], "encoder")).open_component(bundles[0], "encoder", options)
-    pairs = {f"{a} + {b}": Components(encoder, llm, codec) for a, llm in llms.items() for b, codec in codecs.items()}
-    return {
-        f"{pair}, {mode}": Session(components, bundles[0].spec, None, Overlap(mode, threads))
-        for pair, components in pairs.items()
-        for mode in sorted(modes, key=MODES.index)
-    }
+    """One session for each pair and mode, on components opened for it as Session.open does. The baseline is first."""
+    encoder = opened(bundles[:1], "encoder", OpenOptions(threads)).popitem()[1]
+    out: dict[str, dict[OverlapMode, Session]] = defaultdict(dict)
+    for beside in sorted({mode != "off" for mode in modes}):
+        options = OpenOptions(threads, side_by_side=beside)
+        llms, codecs = (opened(bundles, part, options) for part in ("llm", "codec"))
+        for (a, llm), (b, codec) in product(llms.items(), codecs.items()):
+            for mode in [mode for mode in MODES if mode in modes and (mode != "off") == beside]:
+                parts = Components(encoder, llm, codec)
+                out[f"{a} + {b}"][mode] = Session(parts, bundles[0].spec, None, Overlap(mode, threads))
+    return {f"{pair}, {mode}": session for pair, by_mode in out.items() for mode, session in by_mode.items()}
 
 
 def opened(bundles: list[Bundle], part: str, options: OpenOptions) -> dict[str, Any]:

@@ -46,10 +46,14 @@ def features_between(segments: Sequence[Features], start: int, stop: int) -> lis
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How a component is opened: `threads` to compute with (None: all cores), on which `device`."""
+    """How a component is opened: `threads` to compute with (None: all cores), on which `device`.
+
+    `side_by_side`: LLM and codec will compute at the same time, so that threads that wait had better not hold a core.
+    """
 
     threads: int | None = None
     device: str = "cpu"
+    side_by_side: bool = False
 
 
 class Encoder(Protocol):

@@ -46,7 +46,7 @@ BUDGET_S = 1.0
 """No further pair of answers is timed after so many seconds, which is about what the whole takes on two slow cores."""
 PAIRS = 3
 """Answers of each kind at most; the fastest counts, since all that disturbs makes them slower."""
-GAIN = 0.03
+GAIN = 0.05
 """Less than this is not worth a second thread."""
 AFTER_WEIGHT = 2.0
 """Text ends after about a third of an answer's frames, so what comes after it counts twice."""
@@ -63,23 +63,40 @@ _chosen: dict[str, OverlapMode] = {}
 
 
 def fastest(bundle: Bundle, components: Components, options: OpenOptions, engine: str | None = None) -> OverlapMode:
-    """The fastest mode on this machine of `components`, which were opened of `bundle`: remembered, or timed now.
+    """The fastest mode on this machine of `components`, which were opened of `bundle`: remembered, or timed now."""
+    if mode := remembered(bundle, options, engine):
+        return mode
+    key = _key(bundle, options, engine)
+    seconds, path = timed(components, bundle.spec, key["threads"]), _path(key)
+    mode = best_of(seconds)
+    logger.info("codec beside LLM timed: %s", _told(seconds))
+    if seconds and _keeps():
+        _remember(path, {"key": key, "mode": mode, "seconds": seconds})
+    return _chosen.setdefault(path.name, mode)
+
+
+def remembered(bundle: Bundle, options: OpenOptions, engine: str | None = None) -> OverlapMode | None:
+    """The fastest mode as far as it is known without timing: to this process, or from the file of another one.
 
     "off" with one thread, for a model that does not speak, and on a GPU, which is no pool of threads to share.
     """
-    threads = options.threads or cores()
-    if threads < 2 or options.device != "cpu" or not AUDIO_OUT & set(bundle.spec.tasks):
+    if (options.threads or cores()) < 2 or options.device != "cpu" or not AUDIO_OUT & set(bundle.spec.tasks):
         return "off"
+    key = _key(bundle, options, engine)
+    return _chosen.get(_path(key).name) or (_read(_path(key), key) if _keeps() else None)
+
+
+def _key(bundle: Bundle, options: OpenOptions, engine: str | None) -> dict[str, Any]:
+    """All that the choice depends on."""
     used = {name: chosen_engine(bundle, name, engine) for name in COMPONENTS}
-    key = {
+    return {
         "schema": SCHEMA,
         "machine": [cpu_name(), cores()],
-        "threads": threads,
+        "threads": options.threads or cores(),
         "bundle": bundle.digest,
         "engines": {name: engine.name for name, engine in used.items()},
         "versions": versions_of(used.values()),
     }
-    return _chosen_before(key) or _choose(key, timed(components, bundle.spec, threads))
 
 
 def _path(key: dict[str, Any]) -> Path:
@@ -87,18 +104,8 @@ def _path(key: dict[str, Any]) -> Path:
     return user_cache() / "overlap" / f"{digest}.json"
 
 
-def _chosen_before(key: dict[str, Any]) -> OverlapMode | None:
-    """By this process, or by another one that left a file."""
-    path = _path(key)
-    return _chosen.get(path.name) or (None if os.environ.get(VARIABLE) == "0" else _remembered(path, key))
-
-
-def _choose(key: dict[str, Any], seconds: Seconds) -> OverlapMode:
-    mode, path = best_of(seconds), _path(key)
-    logger.info("codec beside LLM timed: %s", _told(seconds))
-    if seconds and os.environ.get(VARIABLE) != "0":
-        _remember(path, {"key": key, "mode": mode, "seconds": seconds})
-    return _chosen.setdefault(path.name, mode)
+def _keeps() -> bool:
+    return os.environ.get(VARIABLE) != "0"
 
 
 def best_of(seconds: Seconds) -> OverlapMode:
@@ -175,7 +182,7 @@ def _question(spec: OmniSpec) -> tuple[prompts.Prompt, tuple[Features, ...]]:
     return prompt, (Features(prompt.feature_start, np.zeros((QUESTION, spec.body.width), np.float32)),)
 
 
-def _remembered(path: Path, key: dict[str, Any]) -> OverlapMode | None:
+def _read(path: Path, key: dict[str, Any]) -> OverlapMode | None:
     """What the file says, if it is one of ours and about this key."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         if not path.is_file() or path.stat().st_size > MOST_BYTES:

@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -27,7 +28,7 @@ from .generate import Forced, Options, check_lengths
 from .hardware import check_threads, cores
 from .interrupt import Interrupt
 from .overlap import Overlap, OverlapChoice, OverlapMode, SharedThreads
-from .overlap_choice import fastest
+from .overlap_choice import fastest, remembered
 from .question import LongAudio, Question, Sound, Window
 from .sampling import Sampling
 from .shipped import to_run
@@ -111,12 +112,16 @@ class Session:
 
         with _loading:
             cached = _cache.setdefault(bundle, {})
+            known = remembered(bundle, options, engine) if overlap == "auto" else overlap
+            beside = replace(options, side_by_side=True)
+            if known != "off" or (overlap == "auto" and (beside, engine) in cached):
+                options = beside
             if (key := (options, engine)) not in cached:
                 components = runtimes.open_components(bundle, options, engine)
                 tokenizer = bundle.manifest.tokenizer
                 text = bundle.file(tokenizer.path).read_text(encoding="utf-8") if tokenizer else None
                 cached[key] = _owned(components, bundle.spec, text)
-            mode = fastest(bundle, cached[key].components, options, engine) if overlap == "auto" else overlap
+            mode = known or fastest(bundle, cached[key].components, options, engine)
         for name in COMPONENTS:
             part, used = bundle.manifest.components[name], runtimes.chosen_engine(bundle, name, engine)
             logger.info("%s runs on %s (%s:%s)", name, used.name, part.format, part.precision)
