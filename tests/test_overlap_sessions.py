@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
+from click.testing import CliRunner
 from engines_here import exported
 from fakes import ended, script, small_spec
 from overlapped import Codec, Door, no_thread_is_left
 
 import edgeomni
 from edgeomni import AudioChunk, Bundle, Sampling, Session, TextDelta, TurnEnd, load, overlap_choice
+from edgeomni.cli import main
 from edgeomni.components import Components, SetsThreads
 from edgeomni.errors import EngineError, UsageError
 from edgeomni.overlap import Overlap
+from edgeomni.profiling import measure
 from edgeomni.runtimes import fake
 
 SPEC = small_spec()
@@ -257,3 +261,33 @@ def test_the_onnx_codec_computes_with_the_threads_that_are_set(parts: Components
         codec.set_threads(n)
         seen.append(threads())
     assert seen == [3, 1, 2, 1, 3, 3], "never more than it was opened with"
+
+
+# --- commands
+
+
+@pytest.mark.parametrize("asked", ["auto", "on", "off", None])
+@pytest.mark.parametrize("command", ["run", "profile", "evaluate"])
+def test_commands_hand_the_choice_on(
+    command: str, asked: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+
+    def open_(source: Any, **how: Any) -> Session:
+        opened.append(how["overlap"])
+        return scripted(Overlap())
+
+    monkeypatch.setattr(Session, "open", open_)
+    monkeypatch.setattr(measure, "measure_apart", measure.measure)
+    soundfile.write(tmp_path / "q.wav", NOISE[:1600], 16000)
+    (tmp_path / "d.jsonl").write_text('{"audio": "q.wav", "text": "a"}\n')
+    rest = {
+        "run": ["b", str(tmp_path / "q.wav"), "-q"],
+        "profile": ["b", "--seconds", "0.1", "--turns", "1", "--warmup", "0"],
+        "evaluate": ["b", "--data", str(tmp_path / "d.jsonl"), "--task", "asr"],
+    }[command]
+    result = CliRunner().invoke(main, [command, *rest, *(["--overlap", asked] if asked else [])])
+    assert result.exit_code == 0, result.output
+    assert opened == [asked or "auto"]
+    wrong = CliRunner().invoke(main, [command, *rest, "--overlap", "after-text"])
+    assert wrong.exit_code == 2 and "'auto', 'on', 'off'" in wrong.output
