@@ -158,7 +158,8 @@ class SetsThreads(Protocol):
         """From the next call on `decode`, `forward` of a single frame and the heads compute with so many threads.
 
         Prompts keep all threads that the component was opened with. What is computed must not depend on the number,
-        to the bit. Cheap enough to be called between any two frames; while a call is under way it is not called.
+        to the bit. Cheap enough to be called between any two frames. Sessions share components, so that a call of
+        another session may be under way in another thread: it goes on as it began.
         """
         ...
 

@@ -207,7 +207,7 @@ class _Turn:
             with clock.stopped():
                 yield Stop(reason, self.player.silent_frames if self.player else 0, clock.busy)
         except EdgeOmniError:
-            if self.player:
+            if self.player and not interrupt.is_set():
                 yield from self._samples(self.player.wait(), clock)
             raise
         finally:

@@ -14,6 +14,7 @@ from overlapped import no_thread_is_left
 
 from edgeomni import Bundle, overlap_choice
 from edgeomni.components import Components, OpenOptions
+from edgeomni.errors import EngineError
 from edgeomni.overlap_choice import best_of, fastest, timed
 from edgeomni.runtimes import fake
 
@@ -263,6 +264,32 @@ def test_the_cache_can_be_switched_off(
 def test_what_was_not_timed_is_not_remembered(cache: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlap_choice, "timed", lambda *a: {})
     assert fastest(bundle, PARTS, TWO) == "off" and not cache.exists()
+
+
+def test_a_bundle_that_fails_is_not_refused_here(
+    cache: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise EngineError("the codec failed")
+
+    caplog.set_level("INFO", "edgeomni")
+    parts = fake.components(SPEC, [[0] * 8])
+    monkeypatch.setattr(parts.codec, "decode", broken)
+    assert fastest(bundle, parts, TWO) == "off" and not cache.exists()
+    assert caplog.messages[0] == "codec beside LLM could not be timed: the codec failed"
+
+
+def test_the_timed_answer_holds_no_more_frames_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, asked = fake.components(SPEC, [[0] * 8]), set[tuple[int, int]]()
+    start = parts.llm.start
+
+    def noted(rows: int, frames: int) -> Any:
+        asked.add((rows, frames))
+        return start(rows, frames)
+
+    monkeypatch.setattr(parts.llm, "start", noted)
+    assert timed(parts, SPEC, 2)
+    assert asked == {(2, overlap_choice._Stretches(7, 3, 1).end + 1 + 7)}
 
 
 def test_what_cannot_gain_is_not_timed(cache: Path, timings: list[int], bundle: Bundle, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_two_sessions_on_the_same_parts_answer_side_by_side() -> None:
 def test_a_session_prepares_parts_only_where_it_overlaps() -> None:
     asked: list[int] = []
     codec = Codec(SPEC)
-    codec.set_threads = asked.append  # type: ignore[method-assign]
+    codec.set_threads = asked.append  # type: ignore[method-assign, assignment]
     scripted(Overlap("off", 8), codec)
     assert asked == []
     scripted(Overlap("after-text", 8), codec)
@@ -193,7 +193,12 @@ def test_auto_times_once_and_opens_as_it_chose(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(overlap_choice, "_chosen", {})
     timed, times = overlap_choice.timed, list[int]()
-    monkeypatch.setattr(overlap_choice, "timed", lambda *how: (times.append(1), timed(*how))[1])
+
+    def counted(parts: Any, spec: Any, threads: int) -> Any:
+        times.append(threads)
+        return timed(parts, spec, threads)
+
+    monkeypatch.setattr(overlap_choice, "timed", counted)
     for mode in ("off", "on", "after-text"):
         monkeypatch.setattr(overlap_choice, "best_of", lambda seconds, mode=mode: mode)
         monkeypatch.setattr(overlap_choice, "_chosen", {})
@@ -203,7 +208,8 @@ def test_auto_times_once_and_opens_as_it_chose(tmp_path: Path, monkeypatch: pyte
         again = Session.open(Bundle.open(NANO), threads=2)
         assert again.overlap == mode and len(times) == 1
         assert [waits_long(s) for s in (first, again)] == [False, mode == "off"]
-        times.clear(), shutil.rmtree(tmp_path / "edgeomni" / "overlap")
+        times.clear()
+        shutil.rmtree(tmp_path / "edgeomni" / "overlap")
 
 
 NANO = Path(edgeomni.__file__).parent / "nano" / "bundle"

@@ -351,7 +351,12 @@ def test_budgets_and_headlines_are_picked_from_a_report() -> None:
 
 def test_a_report_tells_how_the_answers_were_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     session, opened = scripted(monkeypatch, ({}, {})), list[dict[str, Any]]()
-    monkeypatch.setattr(Session, "open", lambda source, **how: (opened.append(how), session)[1])
+
+    def open_(source: Any, **how: Any) -> ScriptedSession:
+        opened.append(how)
+        return session
+
+    monkeypatch.setattr(Session, "open", open_)
     result = measure.measure(measure.Job("nowhere", seconds=0.5, turns=1, warmup=0, overlap="on", threads=3))
     assert opened == [{"threads": 3, "device": "cpu", "engine": None, "overlap": "on"}]
     assert (result["overlap"], result["job"]["overlap"]) == ("after-text", "on"), "what was chosen, what was asked for"

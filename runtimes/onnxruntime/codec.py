@@ -27,8 +27,8 @@ class OrtCodec(StreamingCodec[Kept]):
         noise = tuple((pace["scale"], pace["lag"]) for pace in meta["noise"])
         super().__init__(spec.codec, Timing(meta["first_push"], meta["push_multiple"], meta["lag_samples"], noise))
         self._sessions, self._path = sessions, bundle_path / component.graphs["codec"].path
-        self._by_threads = {None: sessions.open(self._path)}
-        self._session = self._by_threads[None]
+        self._session = self._all = sessions.open(self._path)
+        self._with_fewer: dict[int, ort.InferenceSession] = {}
         self._device = getattr(sessions, "device", "cpu")
         self._states = [state["name"] for state in meta["states"]]
         self._initial = {s["name"]: self._value(np.zeros(s["shape"], s["dtype"])) for s in meta["states"]}
@@ -39,10 +39,12 @@ class OrtCodec(StreamingCodec[Kept]):
 
         It is opened by the first call that asks for so many, and kept.
         """
-        few = threads if threads < (self._sessions.threads or cores()) and self._device == "cpu" else None
-        if few not in self._by_threads:
-            self._by_threads[few] = self._sessions.with_threads(few).open(self._path)
-        self._session = self._by_threads[few]
+        if threads >= (self._sessions.threads or cores()) or self._device != "cpu":
+            self._session = self._all
+            return
+        if threads not in self._with_fewer:
+            self._with_fewer[threads] = self._sessions.with_threads(threads).open(self._path)
+        self._session = self._with_fewer[threads]
 
     def _start(self) -> Kept:
         return self._initial
