@@ -213,6 +213,10 @@ def test_how_threads_are_shared(threads: int, llm_has: int, codec_has: int) -> N
     assert (llm.threads, codec.threads) == (llm_has, codec_has)
     shared.share(False)
     assert llm.threads == codec.threads == threads
+    seen: list[int] = []
+    llm.set_threads = codec.set_threads = seen.append  # type: ignore[method-assign, assignment]
+    shared.prepare()
+    assert seen == [llm_has, codec_has, threads, threads]
 
 
 def test_parts_that_cannot_change_their_threads_are_left_alone() -> None:
