@@ -44,10 +44,10 @@ def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
     }
 
 
-def exported(model: OmniModel, out: Path, flavour: str) -> Components:
+def exported(model: OmniModel, out: Path, flavour: str, threads: int = 1) -> Components:
     def opened(name: str, adapter: Any) -> Any:
         component = exporter_of("onnx").export(model, name, out, "fp32", options_of("onnx", {"flavour": flavour}))
-        return adapter(out, component, model.spec, SessionFactory(1))
+        return adapter(out, component, model.spec, SessionFactory(threads))
 
     return Components(opened("encoder", OrtEncoder), opened("llm", OrtLanguageModel), opened("codec", OrtCodec))
 
