@@ -272,7 +272,7 @@ def test_the_onnx_codec_computes_with_the_threads_that_are_set(parts: Components
 # --- commands
 
 
-@pytest.mark.parametrize("asked", ["auto", "on", "off", None])
+@pytest.mark.parametrize("asked", ["on", None])
 @pytest.mark.parametrize("command", ["run", "profile", "evaluate"])
 def test_commands_hand_the_choice_on(
     command: str, asked: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
