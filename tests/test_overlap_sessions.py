@@ -192,11 +192,12 @@ def test_auto_times_once_and_opens_as_it_chose(tmp_path: Path, monkeypatch: pyte
     """Sessions of one Bundle object share its weights whatever was chosen; another one is opened for what is known."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(overlap_choice, "_chosen", {})
-    timed, times = overlap_choice.timed, list[int]()
+    timed, times, seconds = overlap_choice.timed, list[int](), dict[str, Any]()
 
     def counted(parts: Any, spec: Any, threads: int) -> Any:
         times.append(threads)
-        return timed(parts, spec, threads)
+        seconds.update(seconds or timed(parts, spec, threads))  # in earnest the first time
+        return seconds
 
     monkeypatch.setattr(overlap_choice, "timed", counted)
     for mode in ("off", "on", "after-text"):
@@ -272,7 +273,7 @@ def test_the_onnx_codec_computes_with_the_threads_that_are_set(parts: Components
 # --- commands
 
 
-@pytest.mark.parametrize("asked", ["auto", "on", "off", None])
+@pytest.mark.parametrize("asked", ["on", None])
 @pytest.mark.parametrize("command", ["run", "profile", "evaluate"])
 def test_commands_hand_the_choice_on(
     command: str, asked: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
