@@ -22,7 +22,7 @@ import numpy as np
 
 from edgeomni.arrays import F32
 
-THREADS, PROMPT, WARMUP, FRAMES, GREEDY = 2, 200, 4, 30, 300
+THREADS, PROMPT, WARMUP, FRAMES, GREEDY = 1, 200, 4, 30, 300
 PEER_ROWS = 151936
 PRECISIONS = ("q4_0", "q8_0", "f16", "q4_k_m")
 
@@ -83,16 +83,24 @@ def write_whole(path: Path, bundle: Path, rows: int) -> None:
 
 
 class Whole:
-    """A whole model on llama.cpp alone: embeddings or a token id in, logits out."""
+    """A whole model on llama.cpp alone: embeddings or a token id in, logits out.
 
-    def __init__(self, path: Path, width: int, flash: int) -> None:
+    As llama.cpp sets up a context by itself, or `like_ours`: then its blocks compute to the bit what the split model's
+    do, since batches and attention have the same shapes, and all that can differ are the heads.
+    """
+
+    def __init__(self, path: Path, width: int, *, like_ours: bool) -> None:
+        from edgeomni.runtimes.llamacpp.body import BATCH
         from edgeomni.runtimes.llamacpp.library import llama
 
         self.llama = lib = llama()
         self.model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.n_threads, params.n_threads_batch = 2048, 2, THREADS, THREADS
-        params.flash_attn_type, params.n_outputs_max = flash, 4
+        self.piece = BATCH if like_ours else 512
+        params.n_batch = params.n_ubatch = self.piece
+        if like_ours:
+            params.kv_unified, params.flash_attn_type = True, 0
         self.context = lib.llama_init_from_model(self.model, params)
         self.memory, self.width = lib.llama_get_memory(self.context), width
         self.vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
@@ -101,7 +109,9 @@ class Whole:
     def fill(self, embeds: F32) -> None:
         """A prompt [t, D] in both rows."""
         self.llama.llama_memory_clear(self.memory, True)
-        self.decode(embeds, range(len(embeds)), [0] * len(embeds), outputs=False)
+        for first in range(0, len(embeds), self.piece):
+            part = embeds[first : first + self.piece]
+            self.decode(part, range(first, first + len(part)), [0] * len(part), outputs=False)
         self.llama.llama_memory_seq_cp(self.memory, 0, 1, -1, -1)
 
     def decode(self, given: Any, positions: Any, rows: Any, outputs: bool = True) -> list[F32]:
@@ -110,7 +120,8 @@ class Whole:
         batch = self.batches[embeds]
         batch.n_tokens = len(rows)
         if embeds:
-            ctypes.memmove(batch.embd, np.ascontiguousarray(given).ctypes.data, given.nbytes)
+            flat = np.ascontiguousarray(given, np.float32)
+            ctypes.memmove(batch.embd, flat.ctypes.data, flat.nbytes)
         for i, (position, row) in enumerate(zip(positions, rows, strict=True)):
             if not embeds:
                 batch.token[i] = int(given[i])
@@ -235,7 +246,7 @@ def measure(work: Path, rounds: int) -> dict[str, Any]:
     """Frames of the split model and of llama.cpp's two, turn about."""
     llm, spec = opened(work, "q4_0")
     ids, width = prompt(spec), spec.body.width
-    monolithic, peer = (Whole(work / f"{name}.gguf", width, -1) for name in ("monolithic", "peer"))
+    monolithic, peer = (Whole(work / f"{name}.gguf", width, like_ours=False) for name in ("monolithic", "peer"))
     names = ("two_rows", "one_row", "monolithic_two_rows", "peer_one_row")
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
@@ -259,7 +270,8 @@ def greedy(work: Path) -> dict[str, Any]:
     """Tokens of the split and of the monolithic model, each fed its own, until they part."""
     llm, spec = opened(work, "q4_0")
     ids, same = prompt(spec), 0
-    turn, whole = Turn(llm, spec, ids), WholeTurn(Whole(work / "monolithic.gguf", spec.body.width, 0), llm, spec, ids)
+    monolithic = Whole(work / "monolithic.gguf", spec.body.width, like_ours=True)
+    turn, whole = Turn(llm, spec, ids), WholeTurn(monolithic, llm, spec, ids)
     for _ in range(GREEDY):
         if turn.text != whole.text or not np.array_equal(turn.audio, whole.audio):
             break

@@ -18,7 +18,7 @@ def q8_0(block: np.ndarray) -> bytes:
 
 
 def q4_0(block: np.ndarray) -> bytes:
-    """A float16 scale of the largest magnitude over -8, then 16 bytes: code i low, code i + 16 high, 8 in the middle."""
+    """A float16 scale of the largest magnitude over -8, then 16 bytes: code i low, code i + 16 high, 8 the middle."""
     peak = block[np.abs(block).argmax()]
     scale = np.float32(peak / np.float32(-8))
     codes = (

@@ -49,7 +49,7 @@ class Kind:
     block: int | None = 0
     has_signed: bool = False
     pack_weighed: Callable[[F32, F32], NDArray[Any]] | None = None
-    """`pack_weighed(rows, importance [k] float32)` gives data where an error in some inputs matters more than in others;
+    """`pack_weighed(rows, importance [k] float32)` gives data where errors in some inputs matter more than in others;
     None where the kind knows no such thing."""
 
 
