@@ -101,6 +101,9 @@ def test_depthwise_convolutions_are_sums_of_shifted_rows(taps: int, dilation: in
     n = 70 - (taps - 1) * dilation
     expected = sum(x[i * dilation : i * dilation + n] * kernel[i] for i in range(taps))
     assert_allclose(computed(lambda g, k, x: g.depthwise(k, x, dilation), kernel, x), expected, atol=1e-5)
+    least = x[: (taps - 1) * dilation + 1]
+    one = (least[::dilation] * kernel).sum(0, keepdims=True)
+    assert_allclose(computed(lambda g, k, x: g.depthwise(k, x, dilation), kernel, least), one, atol=1e-5)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -162,6 +165,8 @@ REFUSED: list[tuple[Build, list[tuple[int, int]]]] = [
     (lambda g, w, x: g.linear(w, g.permuted(x, 0, 1, 3, 2)), [(3, 4), (4, 2)]),
     (lambda g, x, y: g.add(x, y), [(3, 4), (2, 4)]),
     (lambda g, x, y: g.mul(x, y), [(3, 4), (3, 3)]),
+    (lambda g, x: g.add(g.cast(x, F16), x), [(3, 4)]),
+    (lambda g, x: g.add(x, g.cast(x, F16)), [(3, 4)]),
     (lambda g, x, w: g.norm(x, w, w, 1e-5), [(3, 4), (1, 3)]),
     (lambda g, x: g.unary("gelu", g.columns(x, 0, 2)), [(3, 4)]),
     (lambda g, x: g.norm(g.cast(x, F16), x, x, 1e-5), [(1, 4)]),

@@ -306,3 +306,11 @@ def test_a_bundle_s_encoder_is_opened_by_the_engine_llama_cpp(tiny_model: OmniMo
     assert runtime.open_exact(bundle, "encoder", OpenOptions(1)) is None
     with pytest.raises(EngineError, match="cannot start|no GPU backend"):
         runtime.open_component(bundle, "encoder", OpenOptions(1, "cuda"))
+
+
+def test_attention_in_steps_is_attention(tiny_model: OmniModel, tmp_path: Path) -> None:
+    """What a GPU computes where its fused kernel does not fit, on the CPU."""
+    encoder, mel = opened(tiny_model, tmp_path), mel_of(tiny_model, 100)
+    encoder._backend.on_cpu = False
+    np.testing.assert_allclose(encoder.encode(mel, 30), reference(tiny_model, mel)[:30], atol=1e-5)
+    encoder._backend.on_cpu = True

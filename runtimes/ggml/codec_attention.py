@@ -29,7 +29,7 @@ def local(d: Decoding, layer: CodecLayer, x: Signal) -> Signal:
     rows = g.shape(z)[0]
     whole = rows // w * w
     if whole < rows and not d.push.last:
-        d.next[layer.name] = g.cut(z, whole, rows)
+        d.keep(layer.name, g.cut(z, whole, rows))
     if not whole:
         return Signal(None, x.channels)
     z = g.contiguous(g.cut(z, 0, whole))
@@ -117,7 +117,7 @@ def _cached(d: Decoding, layer: CodecLayer, name: str, fresh: int) -> int:
     joined = g.joined(g.reshaped(before, 1, kv, past, n), fresh, axis=0)
     if not d.push.last:
         t = g.shape(fresh)[-2]
-        d.next[name] = g.reshaped(g.contiguous(g.rows_of(joined, t, t + past)), kv * past, n)
+        d.keep(name, g.reshaped(g.contiguous(g.rows_of(joined, t, t + past)), kv * past, n))
     return joined
 
 

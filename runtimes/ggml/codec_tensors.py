@@ -10,6 +10,8 @@ from edgeomni.manifest import GgufCodecMeta
 from edgeomni.runtimes.ggml.files import REMEDY, Expected
 from edgeomni.spec import CodecSpec
 
+_LONGEST_WINDOW = 1 << 14
+"""Latents that a codec's transformer looks back at; Mimi's has 250."""
 _FLOAT, _STORED = ("F32",), ("F32", "F16")
 Named = tuple[str, Expected]
 
@@ -60,16 +62,21 @@ def _checked(layers: Sequence[CodecLayer], channels: int) -> tuple[int, int]:
 def _check_sizes(layer: CodecLayer) -> None:
     same = layer.inputs == layer.outputs
     heads = layer.heads * layer.head_dim
+    span, blocks = (layer.taps - 1) * layer.dilation, layer.taps * layer.stride
     fits = {
-        "conv": not layer.depthwise or same,
-        "up": layer.left == layer.taps - 1 and (not layer.depthwise or same),
-        "residual": True,
+        "conv": max(layer.left, layer.right) <= span and (not layer.depthwise or same),
+        "up": layer.left == layer.taps - 1
+        and layer.right <= layer.taps
+        and max(layer.drop, layer.crop) < blocks
+        and (not layer.depthwise or same),
+        "residual": layer.delay == sum(inner.right for inner in layer.body if inner.op == "conv"),
         "local_attention": same and heads == layer.inputs and layer.window > 0 and layer.head_dim % 2 == 0,
         "transformer": same
         and min(layer.heads, layer.kv_heads, layer.window, layer.hidden, layer.blocks) > 0
         and layer.heads % max(1, layer.kv_heads) == 0
         and layer.head_dim % 2 == 0
-        and layer.head_dim > 0,
+        and layer.head_dim > 0
+        and layer.window <= _LONGEST_WINDOW,
     }
     if not fits.get(layer.op, same):
         raise _odd(f"the sizes of layer {layer.name} do not fit together")

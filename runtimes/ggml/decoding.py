@@ -77,8 +77,8 @@ class Decoding:
         self.latents = self.graph.input(FLOAT, push.latents, width) if push.latents else None
         wave = self.natural(self.run(layers, Signal(self.latents, width)))
         self.wave = wave.value
-        for tensor in [*([] if self.wave is None else [self.wave]), *self.next.values()]:
-            self.graph.output(tensor)
+        if self.wave is not None:
+            self.graph.output(self.wave)
         self.graph.ready()
 
     def __call__(
@@ -245,6 +245,11 @@ class Decoding:
         self.states[name] = self.graph.input(FLOAT, *shape)
         return self.states[name]
 
+    def keep(self, name: str, rows: int) -> None:
+        """Keeps a copy of these rows for the next push, made now, so that the signal's own memory is soon free."""
+        self.next[name] = self.graph.copied(rows)
+        self.graph.output(self.next[name])
+
     def _before(self, name: str, channels: int, start: int, *, joined: bool = True) -> int | None:
         if not name:
             return None
@@ -255,7 +260,7 @@ class Decoding:
     def _keep(self, name: str, value: int, count: int) -> None:
         if count and not self.push.last:
             rows = self.graph.shape(value)[0]
-            self.next[name] = self.graph.cut(value, max(0, rows - count), rows)
+            self.keep(name, self.graph.cut(value, max(0, rows - count), rows))
 
     def _keep_delayed(self, layer: CodecLayer, x: int, before: int | None) -> None:
         """Keeps the last `delay` rows of what was kept and x, which x alone has unless it is short."""

@@ -23,6 +23,8 @@ from edgeomni.spec import OmniSpec
 ARCHITECTURE = "edgeomni-encoder"
 TYPES = ("F32", "F16", "BF16", "Q8_0")
 _EPS = 1e-5
+_GPU_HEADS = (64, 80, 96, 112, 128, 256)
+"""Widths of heads that fused attention on GPUs takes (ggml/src/ggml-cuda/fattn.cu)."""
 _GRAPHS = 2
 """Graphs kept, each for one length of window: their buffers are the larger part of the encoder's memory."""
 _STEP = 64
@@ -167,9 +169,19 @@ class _Encoding:
         g, head = self.graph, self.spec.encoder.width // self.spec.encoder.heads
         q = self._heads(self._linear(g.cut(x, 0, queries), f"{at}.attn_q"))
         k, v = (self._heads(self._linear(x, f"{at}.attn_{name}")) for name in ("k", "v"))
-        if not self.exact:
-            k, v = g.cast(k, F16), g.cast(v, F16)
-        return self._linear(g.attention(q, k, v, head**-0.5), f"{at}.attn_out")
+        if not g.backend.on_cpu and (self.exact or head not in _GPU_HEADS):
+            attended = self._plain_attention(q, k, v, head**-0.5)
+        else:
+            k, v = (k, v) if self.exact else (g.cast(k, F16), g.cast(v, F16))
+            attended = g.attention(q, k, v, head**-0.5)
+        return self._linear(attended, f"{at}.attn_out")
+
+    def _plain_attention(self, q: int, k: int, v: int, scale: float) -> int:
+        """The same in three steps, in float32, for GPUs whose fused kernel has no such heads or types."""
+        g = self.graph
+        weights = g.softmax(g.linear(g.contiguous(k), g.contiguous(q)), None, scale)
+        attended = g.linear(g.contiguous(g.permuted(v, 0, 1, 3, 2)), weights)
+        return g.reshaped(g.contiguous(g.permuted(attended, 0, 2, 1, 3)), g.shape(q)[-2], self.spec.encoder.width)
 
     def _heads(self, x: int) -> int:
         """[t, d] -> [1, heads, t, d / heads], where it lies."""

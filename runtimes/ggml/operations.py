@@ -140,6 +140,10 @@ class Operations:
         """x itself, or a contiguous copy."""
         return x if self.is_contiguous(x) else self.new("ggml_cont", x)
 
+    def copied(self, x: int) -> int:
+        """A contiguous copy, so that what x lies in need not be kept."""
+        return self.new("ggml_cont", x)
+
     def cast(self, x: int, dtype: int) -> int:
         """A contiguous copy of another type."""
         return self.new("ggml_cast", x, dtype)
