@@ -123,7 +123,7 @@ def _load(folder: Path, stem: str) -> c.CDLL:
     for name in names:
         if (path := folder / name).is_file():
             try:
-                return c.CDLL(str(path), mode=c.RTLD_GLOBAL)
+                return c.CDLL(str(path))
             except OSError as exc:
                 raise EngineError(f"{path} cannot be loaded ({exc}); install llama-cpp-python again") from exc
     raise EngineError(f"{folder} holds none of {', '.join(names)}; install llama-cpp-python again")
