@@ -22,7 +22,7 @@ import numpy as np
 
 from edgeomni.arrays import F32
 
-THREADS, PROMPT, WARMUP, FRAMES, GREEDY = 1, 200, 4, 30, 300
+THREADS, PROMPT, WARMUP, FRAMES, GREEDY = 2, 200, 4, 30, 300
 PEER_ROWS = 151936
 PRECISIONS = ("q4_0", "q8_0", "f16", "q4_k_m")
 
