@@ -22,7 +22,7 @@ import numpy as np
 
 from edgeomni.arrays import F32
 
-THREADS, PROMPT, WARMUP, FRAMES, GREEDY = 1, 200, 4, 30, 300
+THREADS, PROMPT, WARMUP, FRAMES, GREEDY = 2, 200, 4, 30, 300
 PEER_ROWS = 151936
 PRECISIONS = ("q4_0", "q8_0", "f16", "q4_k_m")
 
@@ -37,9 +37,8 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def prepare(work: Path) -> None:
-    """Exports the preset's LLM in every precision, and a bundle whose other components are ONNX."""
-    from edgeomni.bundle import Manifest, write_manifest
-    from edgeomni.exporters import exporter_of, options_of
+    """Exports the preset's LLM in every precision; q4_0 in two bundles, whose other components are ONNX or GGUF."""
+    from edgeomni.exporters import exporter_of
     from edgeomni.model import checkpoints
 
     model = checkpoints.preset("mini-omni", 0)
@@ -47,11 +46,21 @@ def prepare(work: Path) -> None:
         llm = exporter_of("gguf").export(model, "llm", work / precision, precision)
         (work / precision / "component.json").write_text(json.dumps({"scheme": llm.scheme, "meta": llm.meta}))
         if precision == "q4_0":
-            components = {"llm": llm}
-    for name, precision in (("encoder", "int8"), ("codec", "fp32")):
-        components[name] = exporter_of("onnx").export(model, name, work / "q4_0", precision, options_of("onnx", {}))
-    manifest = Manifest(model.spec, components, None, {"weights": "random"}, {}, gate={})
-    write_manifest(work / "q4_0", manifest)
+            _bundle(model, work / "q4_0", llm, encoder="onnx:int8", codec="onnx:fp32")
+            again = exporter_of("gguf").export(model, "llm", work / "all", precision)
+            _bundle(model, work / "all", again, encoder="gguf:q8_0", codec="gguf:f16")
+
+
+def _bundle(model: Any, root: Path, llm: Any, **others: str) -> None:
+    """A bundle that was not judged: random weights, and the gate takes minutes at this size."""
+    from edgeomni.bundle import Manifest, write_manifest
+    from edgeomni.exporters import exporter_of, options_of
+
+    components = {"llm": llm}
+    for name, chosen in others.items():
+        kind, _, precision = chosen.partition(":")
+        components[name] = exporter_of(kind).export(model, name, root, precision, options_of(kind, {}))
+    write_manifest(root, Manifest(model.spec, components, None, {"weights": "random"}, {}, gate={}))
 
 
 def write_whole(path: Path, bundle: Path, rows: int) -> None:
@@ -309,7 +318,7 @@ def precision(work: Path, name: str) -> dict[str, Any]:
 
 
 def memory(work: Path, what: str) -> dict[str, Any]:
-    """Peak resident memory of a turn: of the LLM alone, or of a whole session with encoder and codec in ONNX."""
+    """Peak resident memory of a turn: of the LLM alone, or of a whole session on one of the two bundles."""
     if what == "llm":
         llm, spec = opened(work, "q4_0")
         turn = Turn(llm, spec, prompt(spec))
@@ -318,7 +327,7 @@ def memory(work: Path, what: str) -> dict[str, Any]:
         from edgeomni import Session
 
         samples = np.random.default_rng(0).standard_normal(5 * 16000).astype(np.float32) * 0.1
-        with Session.open(work / "q4_0", threads=THREADS) as session:
+        with Session.open(work / what, threads=THREADS) as session:
             codes = np.random.default_rng(7).integers(0, 4096, (117, 7))
             list(session.respond("aa", samples, forced_codes=codes, forced_text_end=40))
     status = Path("/proc/self/status").read_text().splitlines()
@@ -336,7 +345,8 @@ def child(work: Path, *words: str) -> Any:
 
 def run(work: Path, rounds: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    steps = [("prepare",), ("files",), ("measure", str(rounds)), ("greedy",), ("memory", "llm"), ("memory", "session")]
+    steps = [("prepare",), ("files",), ("measure", str(rounds)), ("greedy",), ("memory", "llm")]
+    steps += [("memory", "q4_0"), ("memory", "all")]
     for words in [*steps, *(("precision", name) for name in PRECISIONS)]:
         began = perf_counter()
         if words[0] == "prepare" and (work / "q4_0" / "bundle.json").is_file():

@@ -102,12 +102,16 @@ def test_a_tts_adapter_speaks_as_torch_does(speaking: OmniModel, tmp_path: Path)
     llm.close()
 
 
-@pytest.mark.parametrize("precision", ["q8_0", "q4_0"])
-def test_two_rows_are_what_turns_of_their_own_give(precision: str, tiny_model: OmniModel, tmp_path: Path) -> None:
-    """q8_0 rows are decoded one by one, q4_0 rows together."""
+@pytest.mark.parametrize(("precision", "vnni"), [("q8_0", True), ("q8_0", False), ("q4_0", True)])
+def test_two_rows_are_what_turns_of_their_own_give(
+    precision: str, vnni: bool, tiny_model: OmniModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """q8_0 rows are decoded one by one where the CPU has VNNI, and together elsewhere, as q4_0 rows are."""
+    monkeypatch.setattr("edgeomni.runtimes.llamacpp.llm.has_vnni", lambda: vnni)
     llm, ids = exported_gguf(tiny_model, tmp_path, precision), random_ids(tiny_model, 6, rows=2)
     ids[1, :, :3] = ids[0, :, :3]
     alone = [llm.forward(ids[row : row + 1], (), llm.start(1, 6)).text for row in (0, 1)]
+    assert llm._together is (precision == "q4_0" or not vnni)
     state = llm.start(2, 6)
     llm.forward(np.ascontiguousarray(ids[:1, :, :3]), (), state)
     llm.fork(state)

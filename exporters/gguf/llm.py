@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import GGUFWriter, LlamaFileType
 from gguf.utility import model_weight_count_rounded_notation
 
-from edgeomni import __version__
 from edgeomni.bundle import Component, GraphEntry, describe_files
 from edgeomni.errors import UsageError
 from edgeomni.exporters.gguf.options import GgufOptions
@@ -148,7 +148,7 @@ def _writer(model: OmniModel, role: str, path: Path, architecture: str, facts: M
     writer.add_description(f"{_WHAT[role]}; one of the files of a speech model's LLM, which EdgeOmni runs together")
     writer.add_size_label(model_weight_count_rounded_notation(_parameters(model, role), min_digits=2))
     writer.add_license(str(model.licences.get("llm") or "unknown"))
-    writer.add_quantized_by(f"EdgeOmni {__version__}")
+    writer.add_quantized_by(f"EdgeOmni {metadata.version('edgeomni')}")
     writer.add_tags(["speech", "edgeomni", role])
     for key in ("weights", "source_hash"):
         if model.provenance.get(key):
@@ -156,8 +156,8 @@ def _writer(model: OmniModel, role: str, path: Path, architecture: str, facts: M
     writer.add_string("edgeomni.role", role)
     writer.add_string(MODEL_ID, model_id(model))
     for key, value in {**facts, **layout_facts(model.spec)}.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
-        add(key, value)
+        adders: dict[type, Any] = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        adders[type(value)](key, value)
     return writer
 
 

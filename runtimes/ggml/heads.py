@@ -82,7 +82,8 @@ class _Linear:
         self._graph.ready()
 
     def __call__(self, hidden: F32) -> F32:
-        return self._graph.run({self._hidden: hidden}, self._logits)[0]
+        logits: F32 = self._graph.run({self._hidden: hidden}, self._logits)[0]
+        return logits
 
     def close(self) -> None:
         self._graph.close()
@@ -104,7 +105,8 @@ class RowsOf:
         if len(ids) <= _FEW:
             return self._unpacked(ids)
         few, places = np.unique(ids, return_inverse=True)
-        return self._unpacked(few)[places.reshape(-1)]
+        rows: F32 = self._unpacked(few)[places.reshape(-1)]
+        return rows
 
     def _unpacked(self, ids: NDArray[np.integer[Any]]) -> F32:
         return dequantize(Packed(self._scheme, self._width, np.asarray(self._data[ids])))

@@ -136,11 +136,10 @@ class Context:
         if rows > self.rows or start + frames > self.frames or width != self._body.stack.width or not frames:
             raise EngineError(f"embeddings {list(embeds.shape)} from position {start} do not fit this cache")
         self._use(self._single_frame_threads if frames == 1 else self._body.threads)
+        self._stop[0] = b"\0"
         with (interrupt or Interrupt()).stopping(self._stop_now):
             groups = [range(rows)] if together else [range(row, row + 1) for row in range(rows)]
             parts = [self._appended(embeds[group.start : group.stop], group, start) for group in groups]
-        if self._stop[0] != b"\0":
-            self._stop[0] = 0
         un_normed = None if self._kept is None else np.concatenate([part.un_normed for part in parts if part])
         return Output(np.concatenate([part.hidden for part in parts]), un_normed)
 
@@ -150,7 +149,7 @@ class Context:
             self._threads = threads
 
     def _stop_now(self) -> None:
-        self._stop[0] = 1
+        self._stop[0] = b"\1"
 
     def _appended(self, embeds: F32, rows: Sequence[int], start: int) -> Output:
         at_once, kept = BATCH // len(rows), []
@@ -180,7 +179,6 @@ class Context:
             batch.pos[i], batch.seq_id[i][0], batch.logits[i] = start + frame, rows[row], True
         status = self._llama.llama_decode(self._context, batch)
         if status == _ABORTED:
-            self._stop[0] = 0
             raise Interrupted
         if status:
             raise EngineError(f"llama.cpp could not compute (status {status}); check memory")
@@ -226,7 +224,7 @@ class _Kept:
         return values
 
     def _asked(self, tensor: int, ask: bool, _: Any) -> bool:
-        from edgeomni.runtimes.ggml.library import Tensor
+        from edgeomni.runtimes.ggml.functions import Tensor
 
         found = Tensor.from_address(tensor)
         if found.name != self._name:

@@ -48,7 +48,8 @@ def _write(path: Path, reader: Any, spec: OmniSpec, layers: int) -> None:
     writer = GGUFWriter(path, spec.body.kind)
     writer.add_string(MODEL_ID, reader.fields[MODEL_ID].contents())
     for key, value in {**body_facts(spec, layers), **layout_facts(spec)}.items():
-        {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
+        adders: dict[type, Any] = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        adders[type(value)](key, value)
     for tensor in reader.tensors:
         shape = [int(n) for n in tensor.shape[::-1]]
         floats = quants.dequantize(np.asarray(tensor.data), tensor.tensor_type)

@@ -60,6 +60,12 @@ def use_device(device: str) -> int:
     return -1
 
 
+def has_vnni() -> bool:
+    """Whether this machine's CPU, and the build, multiply and add bytes in one instruction (AVX-VNNI, AVX512-VNNI)."""
+    told = llama().llama_print_system_info().decode("ascii", "replace")
+    return "VNNI = 1" in told
+
+
 def _check_structures(llama_cpp: Any) -> None:
     try:
         params, model = llama_cpp.llama_context_default_params(), llama_cpp.llama_model_default_params()
