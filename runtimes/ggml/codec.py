@@ -20,8 +20,9 @@ from edgeomni.runtimes.common.streaming_codec import StreamingCodec, Timing
 from edgeomni.runtimes.ggml import codec_attention
 from edgeomni.runtimes.ggml.backend import Backend
 from edgeomni.runtimes.ggml.codec_tensors import expected_tensors
-from edgeomni.runtimes.ggml.decoding import Arrays, Decoding, Push
+from edgeomni.runtimes.ggml.decoding import Arrays, Decoding
 from edgeomni.runtimes.ggml.files import Weights, read
+from edgeomni.runtimes.ggml.pushes import Push
 from edgeomni.schema import Source, typed
 from edgeomni.spec import OmniSpec
 

@@ -9,17 +9,16 @@ from numpy.typing import NDArray
 
 from edgeomni.codec_layers import CodecLayer
 from edgeomni.runtimes.ggml.library import F32 as FLOAT
+from edgeomni.runtimes.ggml.pushes import Signal
 
 if TYPE_CHECKING:
-    from edgeomni.runtimes.ggml.decoding import Decoding, Signal
+    from edgeomni.runtimes.ggml.decoding import Decoding
 
 Arrays = dict[str, NDArray[Any]]
 
 
 def local(d: Decoding, layer: CodecLayer, x: Signal) -> Signal:
     """Whole windows of what was kept and x; the rest is kept. Windows do not see one another."""
-    from edgeomni.runtimes.ggml.decoding import Signal
-
     g, w, h, n = d.graph, layer.window, layer.heads, layer.head_dim
     before = None if d.push.first else d.state(layer.name)
     parts = [part for part in (before, x.value) if part is not None]
@@ -48,8 +47,6 @@ def transformer(d: Decoding, layer: CodecLayer, x: Signal) -> Signal:
     """Causal blocks over x [t, d]. The last window - 1 keys and values are kept, as many from the start on: a mask
     hides those that were never given.
     """
-    from edgeomni.runtimes.ggml.decoding import Signal
-
     assert x.value is not None
     g, t, past = d.graph, d.graph.shape(x.value)[0], layer.window - 1
     d.given[f"{layer.name}.cos"] = cos = g.input(FLOAT, t, layer.head_dim)

@@ -7,7 +7,6 @@ at the stream's end its padding; the last samples of that are what it keeps for 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,30 +20,11 @@ from edgeomni.runtimes.ggml.files import Weights
 from edgeomni.runtimes.ggml.graph import Graph
 from edgeomni.runtimes.ggml.library import F16
 from edgeomni.runtimes.ggml.library import F32 as FLOAT
+from edgeomni.runtimes.ggml.pushes import Push, Signal, edges, nodes_for
 
 Arrays = dict[str, NDArray[Any]]
 _FEW_OUTPUTS = 8
 """Matrices with fewer rows read their overlapping inputs where they lie; for others a copy is faster."""
-
-
-@dataclass(frozen=True)
-class Push:
-    """What kind of push a graph is for: latents given, at the stream's start or end, with noise, rows kept by layer."""
-
-    latents: int
-    first: bool
-    last: bool
-    noisy: bool
-    kept: tuple[tuple[str, tuple[int, ...]], ...]
-
-
-@dataclass(frozen=True)
-class Signal:
-    """A tensor [samples, channels], None for no samples; `bias` [channels] is still to be added to it."""
-
-    value: int | None
-    channels: int
-    bias: F32 | None = None
 
 
 class Decoding:
@@ -66,7 +46,7 @@ class Decoding:
     ) -> None:
         self.layers, self.push, self.weights, self.vectors, self.exact = layers, push, weights, vectors, exact
         self.kept_shapes = dict(push.kept)
-        self.graph = Graph(backend=backend, nodes=_nodes(layers))
+        self.graph = Graph(backend=backend, nodes=nodes_for(layers))
         self.states: dict[str, int] = {}
         self.next: dict[str, int] = {}
         self.noises: dict[int, int] = {}
@@ -117,7 +97,7 @@ class Decoding:
             return self.snake(layer, x, None)
         x = self.natural(x)
         if layer.op in ("conv", "up"):
-            joined = self.joined(layer.name, x, *_edges(layer))
+            joined = self.joined(layer.name, x, *edges(layer))
             return self._applied(layer, joined)
         if layer.op == "local_attention":
             return codec_attention.local(self, layer, x)
@@ -175,7 +155,7 @@ class Decoding:
 
     def snake(self, layer: CodecLayer, x: Signal, following: CodecLayer | None) -> Signal:
         """The activation, joined with what the convolution after it keeps, which saves a copy on the CPU."""
-        name, span = ("", (0, 0, 0)) if following is None else (following.name, _edges(following))
+        name, span = ("", (0, 0, 0)) if following is None else (following.name, edges(following))
         alpha = self.vectors[f"{layer.name}.alpha"]
         if not self.graph.backend.numpy_operations or x.value is None:
             return self.joined(name, self._plain_snake(layer, self.natural(x), alpha), *span)
@@ -310,18 +290,3 @@ class Decoding:
             y = part if y is None else g.add(y, part)
         assert y is not None
         return y
-
-
-def _edges(layer: CodecLayer) -> tuple[int, int, int]:
-    """Rows of zeros before a convolution's input, rows that it keeps, rows of zeros behind its input."""
-    keep = layer.left if layer.op == "up" else (layer.taps - 1) * layer.dilation
-    return layer.left, keep, layer.right
-
-
-def _nodes(layers: Sequence[CodecLayer]) -> int:
-    """More tensors than these layers can need."""
-    total = 64
-    for layer in layers:
-        total += 32 + 8 * layer.taps + 96 * layer.blocks + _nodes(layer.body) * bool(layer.body)
-        total += _nodes([layer.shortcut]) if layer.shortcut is not None else 0
-    return total

@@ -27,8 +27,6 @@ _ALL_THREADS = -1
 _MOST_SOURCES = 8
 _WIDE = 8192
 """Values of a row of per-channel factors: short rows are taken several at once."""
-_ROUND = np.float32(1.5 * 2.0**23)
-"""Adding and subtracting it rounds a float32 below 2^22 to a whole number, faster than rint does."""
 _SMALLEST_ALPHA = 1e-9
 """A snake with a smaller alpha is the identity to float32's precision; dividing by it would not be."""
 
@@ -130,8 +128,7 @@ class Snake:
         if self._bias is not None:
             x = add(x, self._bias[:width], biased)
         multiply(x, self._turns[:width], u)
-        add(u, _ROUND, y)
-        subtract(y, _ROUND, y)
+        np.rint(u, y)
         subtract(u, y, u)
         multiply(u, u, u)
         add(u, self._terms[-1], y)
