@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeomni import gguf_files
 from edgeomni.errors import BundleError, EngineError
 from edgeomni.runtimes.ggml.backend import Backend
 from edgeomni.runtimes.ggml.functions import InitParams, Tensor
@@ -56,6 +57,8 @@ def _reader(path: Path) -> Any:
         from edgeomni.engines import ENGINES
 
         raise EngineError(f"the gguf package is not installed; {ENGINES['llama.cpp'].install}") from exc
+    if path.is_file():
+        gguf_files.read(path, BundleError)  # counts that the file cannot hold would keep the package's reader busy
     try:
         return GGUFReader(path)
     except FileNotFoundError as exc:
