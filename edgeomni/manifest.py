@@ -198,9 +198,12 @@ class OnnxCodecMeta:
 
 @dataclass(frozen=True)
 class GgufLlmMeta:
-    """`context`: the frames that the model was made for."""
+    """`context`: the frames that the model was made for; `kv`: what keys and values are held in; `imatrix`: the file by
+    which the body was quantized."""
 
     context: Annotated[int, Meta(ge=1, le=1 << 20)]
+    kv: Literal["f16", "f32"]
+    imatrix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -311,7 +314,7 @@ def _check_component(component: Component, name: str, spec: OmniSpec, source: So
         typed(known, AnyMeta, source, path=f"{path}.meta")
         return
     meta = typed(component.meta, typed_meta, source, newer=newer, path=f"{path}.meta")
-    tts = {"tts"} if (component.format, name) == ("onnx", "llm") and spec.tts_layers else set[str]()
+    tts = {"tts"} if name == "llm" and spec.tts_layers else set[str]()
     if missing := sorted((ROLES[component.format, name] | tts) - set(component.graphs)):
         raise source.fault(f"{', '.join(missing)} missing", f"{path}.graphs")
     if isinstance(meta, OnnxLlmMeta):

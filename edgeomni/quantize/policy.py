@@ -58,7 +58,12 @@ def groups_of(component: str) -> tuple[str, ...]:
 
 
 def scheme_of(parameter: str, schemes: Mapping[str, Scheme]) -> Scheme | None:
-    """Scheme of an OmniModel parameter by its name; None = it stays fp32 (norms, biases, convolutions)."""
+    """Scheme of an OmniModel parameter by its name; None = it stays fp32 (norms, biases, convolutions).
+
+    `schemes` maps groups to schemes, and single parameters that differ from their group by their own names.
+    """
+    if parameter in schemes:
+        return schemes[parameter]
     for pattern, group in _GROUP_OF:
         if pattern.fullmatch(parameter):
             return schemes.get(group)
