@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Torch components -> GGUF files for llama.cpp and ggml: the LLM as a headless body and its heads, encoder, codec.
-=======
 """Torch components -> GGUF files for llama.cpp and ggml: the LLM (a headless body, heads), encoder, codec.
->>>>>>> w-ggml
 
 See edgeomni/exporters/__init__.py for what these names promise. torch and gguf are imported when a function is called.
 """
