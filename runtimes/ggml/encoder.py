@@ -27,6 +27,8 @@ _GPU_HEADS = (64, 80, 96, 112, 128, 256)
 """Widths of heads that fused attention on GPUs takes (ggml/src/ggml-cuda/fattn.cu)."""
 _GRAPHS = 2
 """Graphs kept, each for one length of window: their buffers are the larger part of the encoder's memory."""
+_LARGE = 32 << 20
+"""Bytes. Building a graph whose buffer is larger takes no time beside what it computes, so it is not kept on a CPU."""
 _STEP = 64
 """Wanted features are computed in multiples of this many, so that questions of about one length share a graph."""
 
@@ -95,7 +97,11 @@ class GgmlEncoder:
         with self._lock:
             if not self._backend.open:
                 raise EngineError("this encoder is closed; open it again")
-            return self._graph(frames, min(-(-wanted // _STEP) * _STEP, frames)).run(mel, interrupt)[:wanted]
+            key = frames, min(-(-wanted // _STEP) * _STEP, frames)
+            try:
+                return self._graph(*key).run(mel, interrupt)[:wanted]
+            finally:
+                self._release(key)
 
     def close(self) -> None:
         """Gives back what ggml holds."""
@@ -104,6 +110,13 @@ class GgmlEncoder:
                 self._graphs.popitem()[1].graph.close()
             self._weights.close()
             self._backend.close()
+
+    def _release(self, key: tuple[int, int]) -> None:
+        """Gives memory back that the answer's frames then have: large buffers, and the pages of the weights."""
+        kept = self._graphs.get(key)
+        if kept is not None and self._backend.on_cpu and kept.graph.buffer_bytes > _LARGE:
+            self._graphs.pop(key).graph.close()
+            self._weights.release_pages()
 
     def _graph(self, frames: int, wanted: int) -> _Encoding:
         key = frames, wanted

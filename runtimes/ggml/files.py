@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import mmap
 import weakref
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -116,6 +117,11 @@ class Weights:
     def get(self, name: str) -> int | None:
         """The tensor of that name; None where the file has none."""
         return self._tensors.get(name)
+
+    def release_pages(self) -> None:
+        """Gives the file's pages back to the system. They come back from its cache when they are next read."""
+        if hasattr(mmap, "MADV_DONTNEED") and isinstance(file := self._reader.data.base, mmap.mmap):
+            file.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Gives back what ggml holds. The tensors are not used afterwards."""
