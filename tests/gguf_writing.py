@@ -6,16 +6,16 @@ that the product uses.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from pathlib import Path
 from typing import Any
 
 import gguf
-import llama_cpp
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
+
+from edgeomni.runtimes.llamacpp import library
 
 OF_BLOCK = {
     "input_layernorm": "attn_norm",
@@ -146,8 +146,7 @@ def llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray:
 
 def llama_cpp_logits(path: Path, ids: list[int]) -> np.ndarray:
     """llama.cpp's own logits [T, vocab] of these ids."""
-    quiet = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    llama_cpp = library.llama()  # its messages go to logging, in every test of a process alike
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
     assert model, f"llama.cpp does not load {path}"
     params = llama_cpp.llama_context_default_params()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import gguf_writing
-import llama_cpp
 import parts
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from edgeomni.errors import CheckpointError
 from edgeomni.model import gguf_tokenizer
+from edgeomni.runtimes.llamacpp import library
 
 TEXTS = [
     "What is two plus three? It's 5, isn't it?",
@@ -102,8 +101,7 @@ def test_ids_are_those_of_llama_cpp(model: Path, tmp_path: Path, pre: str) -> No
 
 
 def llama_cpp_ids(path: Path, text: str) -> list[int]:
-    quiet = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    llama_cpp = library.llama()  # its messages go to logging, in every test of a process alike
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
