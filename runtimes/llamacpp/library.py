@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from functools import lru_cache
 from typing import Any
 
 from edgeomni.engines import ENGINES
 from edgeomni.errors import EngineError
+from edgeomni.runtimes.ggml.library import set_up_process
 
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.DEBUG, 4: logging.ERROR}
 """enum ggml_log_level. What llama.cpp calls information is detail to us, and its warnings are about what we choose."""
@@ -36,7 +36,7 @@ def llama() -> Any:
 
     Raises EngineError where it is missing, cannot be loaded, or declares other structures than its library has.
     """
-    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # a failed assertion would start a debugger otherwise
+    set_up_process()
     try:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as exc:
