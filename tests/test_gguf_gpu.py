@@ -29,7 +29,6 @@ def test_nano_says_the_same_on_gpu_and_cpu(precision: str, tmp_path: Path) -> No
         with Session.open(bundle, device=device) as session:
             events = list(session.respond("ta", text="what is the capital of france"))
         waves.append(np.concatenate([e.samples for e in events if isinstance(e, AudioChunk)]))
-        ends.append(events[-1])
-    assert all(isinstance(end, TurnEnd) for end in ends)
+        ends += [e for e in events if isinstance(e, TurnEnd)]
     np.testing.assert_array_equal(ends[0].tokens, ends[1].tokens)
     assert np.sum((waves[0] - waves[1]) ** 2) < 1e-4 * np.sum(waves[0] ** 2)
