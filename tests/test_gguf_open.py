@@ -18,7 +18,7 @@ from edgeomni.model.omni import OmniModel
 def bundle(tiny_model: OmniModel, tmp_path: Path) -> Bundle:
     precisions = {"encoder": "q8_0", "llm": "q4_0", "codec": "f16"}
     root = tmp_path / "bundle"
-    parts = {name: exporter_of("gguf").export(tiny_model, name, root, precisions[name]) for name in COMPONENTS}
+    parts = {str(name): exporter_of("gguf").export(tiny_model, name, root, precisions[name]) for name in COMPONENTS}
     write_manifest(root, Manifest(tiny_model.spec, parts, None, {"weights": "random"}, {}, gate={}))
     return Bundle.open(root, hashes=False)
 
