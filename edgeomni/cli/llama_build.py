@@ -12,13 +12,14 @@ import sys
 from typing import Any
 
 from ..engines import ENGINES
+from ..install_hint import build_command
 
 PROBE = """
 import json, llama_cpp
 print(json.dumps([llama_cpp.llama_print_system_info().decode(), bool(llama_cpp.llama_supports_gpu_offload())]))
 """
 TIMEOUT_S = 30.0
-_PORTABLE = "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --force-reinstall --no-binary llama-cpp-python llama-cpp-python"
+_PORTABLE = build_command("llama-cpp-python", "-DGGML_NATIVE=OFF")
 
 
 def llama_build(probe: str = PROBE) -> dict[str, Any]:

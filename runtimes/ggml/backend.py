@@ -11,11 +11,12 @@ import numpy as np
 from edgeomni.arrays import F32
 from edgeomni.engines import ENGINES
 from edgeomni.errors import EngineError
+from edgeomni.install_hint import build_command
 from edgeomni.runtimes.ggml.library import GPU, IGPU, library
 
 PIECE = 32768
 """Values that numpy's operations work on at once: fewer cost more calls than they save in cache misses."""
-_BUILD = "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-binary llama-cpp-python llama-cpp-python"
+_BUILD = build_command("llama-cpp-python", "-DGGML_CUDA=on")
 
 
 class Backend:

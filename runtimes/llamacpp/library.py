@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeomni.engines import ENGINES
 from edgeomni.errors import EngineError
+from edgeomni.install_hint import build_command
 from edgeomni.runtimes.ggml.library import set_up_process
 
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.DEBUG, 4: logging.ERROR}
@@ -54,8 +55,7 @@ def use_device(device: str) -> int:
     if not llama().llama_supports_gpu_offload():
         raise EngineError(
             "this llama-cpp-python was built without a GPU backend; build it with CUDA: "
-            "CMAKE_ARGS=-DGGML_CUDA=on pip install --no-binary llama-cpp-python --force-reinstall llama-cpp-python "
-            "(needs nvcc and a C++ compiler), or use device cpu"
+            f"{build_command('llama-cpp-python', '-DGGML_CUDA=on')} (needs nvcc and a C++ compiler), or use device cpu"
         )
     return -1
 
