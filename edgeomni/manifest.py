@@ -19,7 +19,7 @@ from .errors import BundleError
 from .schema import Source, below, is_newer, short, typed
 from .spec import OmniSpec
 
-SCHEMA = "2.1"
+SCHEMA = "2.2"
 REMEDY = "export the checkpoint again, or copy the bundle again"
 
 Count = Annotated[int, Meta(ge=0, le=1 << 40)]
@@ -119,6 +119,9 @@ class Component:
         tables = self.meta.get("tables", {})
         paths = {f"graph {role}": graph.path for role, graph in self.graphs.items()}
         return paths | {f"table {name}": str(table["file"]) for name, table in tables.items()}
+
+
+Alternatives = Annotated[list[Component], Meta(max_length=16)]
 
 
 @dataclass(frozen=True)
@@ -270,6 +273,8 @@ class Manifest:
     gate: dict[str, Any]
     reference: FileEntry | None = None
     """What the export gave when it was judged, for judging it again on the device."""
+    alternatives: Annotated[dict[str, Alternatives], Meta(max_length=3)] = field(default_factory=dict)
+    """Component -> the same component in other formats, each judged in the bundle that it came from."""
     schema: str = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -292,6 +297,7 @@ class Manifest:
             raise source.fault(f"unknown component(s) {', '.join(map(short, extra))}", "$.components")
         for name in COMPONENTS:
             _check_component(manifest.components[name], name, manifest.spec, source, newer)
+        _check_alternatives(manifest, source, newer)
         return manifest
 
 
@@ -304,8 +310,23 @@ def check_provenance(provenance: dict[str, Any], source: Source) -> None:
             raise source.fault("must be a text or a number", below("$.provenance", key))
 
 
-def _check_component(component: Component, name: str, spec: OmniSpec, source: Source, newer: bool) -> None:
-    path = below("$.components", name)
+def _check_alternatives(manifest: Manifest, source: Source, newer: bool) -> None:
+    """Each is what its component is, in a format that the component has not had yet."""
+    for name, entries in manifest.alternatives.items():
+        path = below("$.alternatives", name)
+        if name not in COMPONENTS:
+            raise source.fault(f"unknown component {short(name)}", "$.alternatives")
+        formats = [manifest.components[name].format, *(entry.format for entry in entries)]
+        if twice := sorted({kind for kind in formats if formats.count(kind) > 1}):
+            raise source.fault(f"has the format {short(twice[0])} twice", path)
+        for i, entry in enumerate(entries):
+            _check_component(entry, name, manifest.spec, source, newer, f"{path}[{i}]")
+
+
+def _check_component(
+    component: Component, name: str, spec: OmniSpec, source: Source, newer: bool, path: str = ""
+) -> None:
+    path = path or below("$.components", name)
     if component.name != name:
         raise source.fault(f"is {short(component.name)}, not {short(name)}", f"{path}.name")
     typed_meta = META.get((component.format, name))

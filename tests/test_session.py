@@ -111,4 +111,4 @@ def test_a_checkpoint_tells_that_it_runs_on_torch(tiny_dir: Path, caplog: pytest
     caplog.set_level(logging.INFO, "edgeomni")
     with Session.open(tiny_dir, engine="torch") as session:
         assert session.spec.context == 2048
-    assert "all components run on torch (checkpoint, fp32)" in [r.message for r in caplog.records]
+    assert "all components run on torch on cpu (checkpoint:fp32)" in [r.message for r in caplog.records]

@@ -53,7 +53,7 @@ def evaluate(
     seed: int = 0,
     asking: Asking | None = None,
     threads: int | None = None,
-    device: Device = "cpu",
+    device: Device | None = None,
     engine: EngineName | None = None,
     overlap: OverlapChoice = "auto",
     name: str | None = None,

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import __version__
 from ..bundle import Bundle, is_bundle
-from ..engines import Device, EngineName
+from ..engines import Device, EngineChoice
 from ..errors import EdgeOmniError, GateError, UsageError
 from ..hardware import check_threads, detect
 from ..outputs import write_file
@@ -72,8 +72,8 @@ class Job:
     forced_frames: int | None = None
     forced_text_end: int | None = None
     threads: int | None = None
-    device: Device = "cpu"
-    engine: EngineName | None = None
+    device: Device | None = None
+    engine: EngineChoice = None
     overlap: OverlapChoice = "auto"
     encoder_window: float | str | None = None
 

@@ -63,7 +63,7 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
         self._text_head, self._audio_head = graphs["text_head"], graphs["audio_head"]
         kind = component.meta["attention"]
         self._stacks = tuple(
-            Stack(graphs[role], kind, spec.body, layers, sessions.device, role == "body" and "tts" in graphs)
+            Stack(graphs[role], kind, spec.body, layers, sessions.memory, role == "body" and "tts" in graphs)
             for role, layers in (("body", spec.body.layers), ("tts", spec.tts_layers))
             if role in graphs
         )
