@@ -88,10 +88,10 @@ class Session:
         for all cores. `engine`: one for all components, or one for each of some ({"encoder": "onnxruntime"}); None and
         "auto" take the best that the bundle and this machine have, by this machine's profiles where there are any.
         What cannot be opened then gives way to what can, which is told as a warning; `strict` refuses that. `device`:
-        None for what this machine has (torch stays on the CPU). `overlap`: whether the codec computes beside the LLM, which
-        changes when sound comes and not how it sounds; "auto" times a bundle's answers once on this machine, on a CPU,
-        and takes the fastest way (see `overlap`). Raises UsageError for names that do not exist and an engine that
-        does not run this source, BundleError, CheckpointError (also for a stop word that is not one entry of the
+        None for what this machine has (torch stays on the CPU). `overlap`: whether the codec computes beside the LLM,
+        which changes when sound comes and not how it sounds; "auto" times a bundle's answers once on this machine, on
+        a CPU, and takes the fastest way (see `overlap`). Raises UsageError for names that do not exist and an engine
+        that does not run this source, BundleError, CheckpointError (also for a stop word that is not one entry of the
         vocabulary), and EngineError for an engine or a device that is not there (EngineUnavailable: with the reason in
         one word).
         """

@@ -25,7 +25,7 @@ from typing import Any
 from edgeomni import measured
 from edgeomni.bundle import Bundle
 from edgeomni.components import Components, OpenOptions
-from edgeomni.engines import COMPONENTS, Engine, EngineChoice
+from edgeomni.engines import COMPONENTS, ENGINES, Engine, EngineChoice
 from edgeomni.errors import EngineError, EngineUnavailable
 from edgeomni.runtimes.choice import Choice, Step, Way, choose, engines_used, ways_of
 
@@ -78,7 +78,15 @@ def chosen(
     Raises UsageError for an engine or a device that does not exist or does not run a component, EngineError where no
     engine of this EdgeOmni runs its format.
     """
-    return choose(bundle, problem, engine, device, threads)
+    return choose(bundle, problem, lambda: _profiles(bundle, threads), engine, device)
+
+
+def _profiles(bundle: Bundle, threads: int | None) -> list[measured.Run]:
+    """This machine's profiles of the bundle, made with the versions that the engines have now."""
+    found = measured.runs(bundle.digest, threads)
+    names = dict.fromkeys(name for run in found for name in run.versions if name in ENGINES)
+    here = versions_of(ENGINES[name] for name in names)
+    return [run for run in found if all(here.get(name) == version for name, version in run.versions.items())]
 
 
 def opened(bundle: Bundle, choice: Choice, options: OpenOptions, strict: bool = False) -> Opened:
@@ -165,7 +173,7 @@ def tell(steps: Iterable[Step], bundle: Bundle, threads: int | None = None) -> N
         labels = tuple((way.engine.name, way.device, reason) for way, reason in step.passed)
         groups.setdefault((labels, step.instead.engine.name, step.instead.device), []).append(step)
     for same in groups.values():
-        known = measured.runs(bundle.digest, threads) if known is None else known
+        known = _profiles(bundle, threads) if known is None else known
         text = _sentence(same, bundle, known)
         if text not in _said:
             _said.add(text)

@@ -98,35 +98,38 @@ def ways_of(bundle: Bundle, name: str, engine: EngineChoice = None, device: str 
 
 
 def choose(
-    bundle: Bundle, probe: Probe, engine: EngineChoice = None, device: str | None = None, threads: int | None = None
+    bundle: Bundle,
+    probe: Probe,
+    known: Callable[[], Sequence[measured.Run]],
+    engine: EngineChoice = None,
+    device: str | None = None,
 ) -> Choice:
     """The ways that work here as far as `probe` can tell without opening anything; each component keeps at least one.
 
-    Raises as `ways_of`. `threads` are those that a profile has to have been measured with.
+    Raises as `ways_of`. `known` gives the profiles to choose by, and is asked only where there is a choice.
     """
-    known: dict[tuple[str, str], str] = {}
+    probed: dict[tuple[str, str], str] = {}
 
     def said(way: Way) -> str:
         key = way.engine.name, way.device
-        if key not in known:
-            known[key] = probe(way.engine, way.device)
-        return known[key]
+        if key not in probed:
+            probed[key] = probe(way.engine, way.device)
+        return probed[key]
 
     choice = Choice({})
     for name in COMPONENTS:
         choice.ways[name] = ways_of(bundle, name, engine, device)
         while len(choice.ways[name]) > 1 and (reason := said(choice.ways[name][0])):
             choice.pass_over(name, reason)
-    _by_profile(choice, bundle, threads, said)
+    if any(len(ways) > 1 for ways in choice.ways.values()):
+        _by_profile(choice, known(), said)
     return choice
 
 
-def _by_profile(choice: Choice, bundle: Bundle, threads: int | None, said: Callable[[Way], str]) -> None:
+def _by_profile(choice: Choice, known: Sequence[measured.Run], said: Callable[[Way], str]) -> None:
     """Puts those ways first that a profile of this machine found the fastest, if it measured the others too."""
-    if all(len(ways) == 1 for ways in choice.ways.values()):
-        return
     labels = {name: way.label for name, way in choice.first.items()}
-    for run in measured.better_than(labels, measured.runs(bundle.digest, threads)):
+    for run in measured.better_than(labels, known):
         best = {name: _labelled(choice.ways[name], run.ways[name]) for name in COMPONENTS}
         if any(way is None or said(way) for way in best.values()):
             continue
