@@ -273,7 +273,7 @@ class Manifest:
     gate: dict[str, Any]
     reference: FileEntry | None = None
     """What the export gave when it was judged, for judging it again on the device."""
-    alternatives: Annotated[dict[str, Alternatives], Meta(max_length=3)] = field(default_factory=dict)
+    alternatives: Annotated[dict[str, Alternatives], Meta(max_length=16)] = field(default_factory=dict)
     """Component -> the same component in other formats, each judged in the bundle that it came from."""
     schema: str = SCHEMA
 

@@ -16,6 +16,7 @@ from typing import Any
 import onnxruntime as ort
 
 from edgeomni.errors import EngineUnavailable
+from edgeomni.hardware import has_nvidia_gpu
 from edgeomni.outputs import user_cache
 
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -128,8 +129,10 @@ def _silent() -> Any:
 
 
 def _does_not_start(device: str) -> str:
-    missing = _load_libraries()
-    reason = missing or "the driver finds no GPU, or none that this build was made for"
+    if not has_nvidia_gpu():
+        reason = "this machine shows no GPU of NVIDIA"
+    else:
+        reason = _load_libraries() or "the driver finds no GPU, or none that this build was made for"
     cuda = getattr(ort, "cuda_version", "") or "unknown"
     return (
         f"{NAMES[device]} of onnxruntime {ort.__version__} (built with CUDA {cuda}) does not start here: {reason}; "
