@@ -132,13 +132,14 @@ def _table(report: dict[str, Any]) -> Table:
 
 
 def _twice(report: dict[str, Any]) -> Iterator[str]:
-    """A warning where two packages provide one engine, since they write the same files."""
+    """A warning where two packages provide one engine: they write the same files, and the last one installed is it."""
     for name, engine in ENGINES.items():
         there = [d for d in engine.distributions if _version((d,))]
         if len(there) > 1 and report["engines"][name]["version"]:
             yield (
-                f"warning: {' and '.join(there)} are both installed and write the same folder: uninstall both, then "
-                "install the one that is wanted"
+                f"note: {' and '.join(there)} are both installed and write the same folder, so that the one installed "
+                "last is the one that runs; to change that: pip install --force-reinstall --no-deps "
+                f"{' or '.join(there)}"
             )
 
 

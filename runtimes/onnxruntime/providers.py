@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import io
 from functools import cache
-from importlib import metadata
 from typing import Any
 
 import onnxruntime as ort
 
 from edgeomni.errors import EngineUnavailable
 from edgeomni.hardware import has_nvidia_gpu
+from edgeomni.install_hint import install_command
 from edgeomni.outputs import user_cache
 
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -30,10 +30,10 @@ IDENTITY = (
 """An ONNX graph of one Identity, float [1], opset 13: what a device without the package onnx cannot write itself."""
 _FATAL_ONLY = 4
 """ONNX Runtime's log level: it would print what `problem` says better."""
-GPU_PACKAGE, CPU_PACKAGE = "onnxruntime-gpu", "onnxruntime"
+GPU_PACKAGE = "onnxruntime-gpu"
 REINSTALL = (
-    f"pip uninstall -y {CPU_PACKAGE} {GPU_PACKAGE} && pip install '{GPU_PACKAGE}[cuda,cudnn]' (both packages write the "
-    "same folder, so the CPU's has to go first)"
+    f"{install_command('cuda')} && pip install --force-reinstall --no-deps {GPU_PACKAGE} (the package for CPUs writes the "
+    "same folder, so the one for GPUs has to come last)"
 )
 
 Provider = str | tuple[str, dict[str, str]]
@@ -65,18 +65,9 @@ def problem(device: str) -> str:
     if NAMES[device] not in (offered := ort.get_available_providers()):
         return (
             f"this onnxruntime {ort.__version__} has no {NAMES[device]} (it has {', '.join(offered)}); install "
-            f"{GPU_PACKAGE} in its place: {REINSTALL}; or use --device cpu"
+            f"{GPU_PACKAGE}: {REINSTALL}; or use --device cpu"
         )
     return "" if _starts(device) else _does_not_start(device)
-
-
-def both_installed() -> bool:
-    """Whether the packages for CPUs and for GPUs are both installed, so that files of one replaced the other's."""
-    found = []
-    for name in (CPU_PACKAGE, GPU_PACKAGE):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found.append(metadata.version(name))
-    return len(found) == 2
 
 
 _CUDA_OPTIONS = {"device_id": "0", "cudnn_conv_algo_search": "HEURISTIC"}
@@ -136,6 +127,6 @@ def _does_not_start(device: str) -> str:
     cuda = getattr(ort, "cuda_version", "") or "unknown"
     return (
         f"{NAMES[device]} of onnxruntime {ort.__version__} (built with CUDA {cuda}) does not start here: {reason}; "
-        f"check `nvidia-smi`, install the libraries with pip install '{GPU_PACKAGE}[cuda,cudnn]'"
+        f"check `nvidia-smi`, install the libraries with {install_command('cuda')}"
         f"{' and TensorRT' if device == 'tensorrt' else ''}, or use --device cpu"
     )
