@@ -32,8 +32,8 @@ _FATAL_ONLY = 4
 """ONNX Runtime's log level: it would print what `problem` says better."""
 GPU_PACKAGE = "onnxruntime-gpu"
 REINSTALL = (
-    f"{install_command('cuda')} && pip install --force-reinstall --no-deps {GPU_PACKAGE} (the package for CPUs writes the "
-    "same folder, so the one for GPUs has to come last)"
+    f"{install_command('cuda')} && pip install --force-reinstall --no-deps {GPU_PACKAGE} (the CPU's package writes the "
+    "same folder, so that the GPU's has to come last)"
 )
 
 Provider = str | tuple[str, dict[str, str]]
