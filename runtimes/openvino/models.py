@@ -1,0 +1,124 @@
+"""OpenVINO's compiled models as EdgeOmni wants them: float32 between layers, no pinned threads, errors translated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeomni.errors import EngineError
+from edgeomni.hardware import check_threads
+from edgeomni.interrupt import Interrupt, Interrupted
+from edgeomni.openvino_library import ov
+
+_DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU", "auto": "AUTO"}
+_LOAD_REMEDY = "verify the bundle with `edgeomni verify`, export it again, or update OpenVINO"
+_RUN_REMEDY = "check memory, or verify the bundle with `edgeomni verify`"
+_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+"""OpenVINO would compute in bfloat16 where a CPU has it, and keep keys and values in 8 bits: neither is parity."""
+
+
+class ModelFactory:
+    """Opens every model of a component alike, on one of OpenVINO's devices.
+
+    `threads`: None for all physical cores. `exact`: no kernel rounds its inputs to 8 bits, which OpenVINO's CPU plugin
+    else does for compressed weights where the CPU has VNNI ("dynamic quantization"). Raises EngineError for a device
+    that is not there, UsageError for a number of threads out of range.
+    """
+
+    def __init__(self, threads: int | None = None, device: str = "cpu", *, exact: bool = False) -> None:
+        check_threads(threads)
+        self.device = _device(device)
+        wanted: dict[str, Any] = {**_FLOAT32, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+        if threads:
+            wanted |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_HYPER_THREADING": True}
+        if exact:
+            wanted["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        known = set(core().get_property(self.device, "SUPPORTED_PROPERTIES"))
+        self.properties = {name: value for name, value in wanted.items() if name in known}
+
+    def open(self, path: Path) -> Any:
+        """The compiled model of the .xml file at `path` and its .bin. Raises EngineError with the file."""
+        for part in (path, path.with_suffix(".bin")):
+            if not part.is_file():
+                raise EngineError(f"{part.name} is missing from {part.parent}; copy the bundle again, whole")
+        with translated(f"{path.name} cannot be loaded", _LOAD_REMEDY):
+            model = core().read_model(path, path.with_suffix(".bin"))
+            return core().compile_model(model, self.device, self.properties)
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's one entry of this process."""
+    return ov.Core()
+
+
+def run(request: Any, inputs: Mapping[str, NDArray[Any]], what: str, interrupt: Interrupt | None = None) -> None:
+    """Runs an inference request to its end; its outputs are read from it afterwards.
+
+    The inputs are used where they lie. Setting `interrupt` from another thread ends the run after the layer that it is
+    in, with Interrupted. OpenVINO's errors become EngineError "<what> failed: ...".
+    """
+    with translated(f"{what} failed", _RUN_REMEDY):
+        if interrupt is None:
+            request.infer(inputs, share_inputs=True, share_outputs=True)
+            return
+        request.start_async(inputs, share_inputs=True)
+        with interrupt.stopping(request.cancel):
+            try:
+                request.wait()
+            except RuntimeError as exc:
+                if interrupt.is_set():  # a run that was cancelled is reported as one that failed
+                    raise Interrupted from exc
+                raise
+    interrupt.check()
+
+
+def output(request: Any, name: str) -> NDArray[np.float32]:
+    """A copy of an output of the last run."""
+    return np.array(request.get_tensor(name).data, np.float32)
+
+
+@contextmanager
+def translated(what: str, remedy: str) -> Iterator[None]:
+    """Turns OpenVINO's own exceptions into EngineError "<what>: <reason>; <remedy>", the cause kept."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError) as exc:
+        raise EngineError(f"{what}: {_reason(exc)}; {remedy}") from exc
+
+
+def _reason(exc: BaseException) -> str:
+    """The last line that says something: the lines before it tell where in OpenVINO's source it was noticed."""
+    lines = [line.strip() for line in str(exc).splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return (said or lines or [""])[-1][:300] or type(exc).__name__
+
+
+def _device(name: str) -> str:
+    if name not in _DEVICES:
+        raise EngineError(f"openvino: unknown device {name!r}; known are {', '.join(_DEVICES)}")
+    wanted, there = _DEVICES[name], core().available_devices
+    if wanted != "AUTO" and not any(found.partition(".")[0] == wanted for found in there):
+        raise EngineError(
+            f"OpenVINO {version()} finds no {wanted} here (it finds {', '.join(there) or 'none'}); install the "
+            f"driver of Intel's {wanted}, or use --device cpu"
+        )
+    return wanted
+
+
+def version() -> str:
+    """The version of the OpenVINO library, without its build's name."""
+    return str(ov.get_version()).partition("-")[0]
+
+
+def cache_directory() -> Path:
+    """Where compiled models are kept between processes: edgeomni/openvino in the user's cache directory."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "edgeomni" / "openvino"
