@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from edgeomni.runtimes.onnxruntime.llm import OrtLanguageModel
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 from edgeomni.runtimes.torch import components_of
 
-ENGINES = ["torch", "ort", "portable"]
+OPENVINO = ["openvino"] if find_spec("openvino") else []
+ENGINES = ["torch", "ort", "portable", *OPENVINO]
 OF_PART = {"llm": [*ENGINES, "llamacpp"]}
 """Engines that run only some components, with those that run all."""
 WITH_FAKE = [*OF_PART["llm"], "fake"]
@@ -36,6 +38,7 @@ def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
         "portable": (portable := exported(model, root / "portable", "portable")),
         "llamacpp": Components(portable.encoder, exported_gguf(model, root / "gguf"), portable.codec),
         "fake": fake.components(model.spec, script(model.spec, 60)),
+        **{name: exported_openvino(model, root / name) for name in OPENVINO},
     }
 
 
@@ -50,6 +53,24 @@ def exported(model: OmniModel, out: Path, flavour: str) -> Components:
 def exported_gguf(model: OmniModel, out: Path, precision: str = "fp32", **options: str) -> LlamaLanguageModel:
     component = exporter_of("gguf").export(model, "llm", out, precision, options_of("gguf", options))
     return LlamaLanguageModel(out, component, model.spec, 1)
+
+
+def exported_openvino(model: OmniModel, out: Path, precision: str = "fp32") -> Components:
+    """All components, float32 in the codec."""
+    from edgeomni.runtimes.openvino.codec import OvCodec
+    from edgeomni.runtimes.openvino.encoder import OvEncoder
+    from edgeomni.runtimes.openvino.llm import OvLanguageModel
+    from edgeomni.runtimes.openvino.models import ModelFactory
+
+    def opened(name: str, adapter: Any, precision: str) -> Any:
+        component = exporter_of("openvino").export(model, name, out, precision)
+        return adapter(out, component, model.spec, ModelFactory(1, exact=True))
+
+    return Components(
+        opened("encoder", OvEncoder, precision),
+        opened("llm", OvLanguageModel, precision),
+        opened("codec", OvCodec, "fp32"),
+    )
 
 
 def every(part: str, engines: Sequence[str] | None = None) -> Any:

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
 from edgeomni.bundle import Component
-from edgeomni.exporters.onnx import codec as onnx_codec
 from edgeomni.exporters.onnx.weights import PARTS, PackedWeights, Part, embedding_rows, head_rows, packed_parts
 from edgeomni.exporters.openvino import files
 from edgeomni.exporters.openvino.body import rope_of
-from edgeomni.exporters.openvino.codec import FLAVOUR
+from edgeomni.exporters.openvino.codec import build as build_codec
 from edgeomni.exporters.openvino.graph import stored_codes
 from edgeomni.model.codec_reader import read_plan
 from edgeomni.quantize.policy import scheme_of
@@ -56,7 +55,7 @@ def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
 def _codec_bytes(model: OmniModel, component: Component) -> Callable[[str], Bytes | None]:
     """The codec's weights are folded on their way into the graph, so its constants are worked out anew."""
     half = component.scheme["codec"] == "fp16"
-    graph, _ = onnx_codec.build(read_plan(model.codec, model.spec.codec), FLAVOUR, half=half)
+    graph, _ = build_codec(read_plan(model.codec, model.spec.codec), half=half)
     floats = {name: array for name, array in graph.constants.items() if np.asarray(array).dtype.kind == "f"}
     return lambda name: _raw(np.asarray(floats[name])) if name in floats else None
 

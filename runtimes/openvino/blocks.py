@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from edgeomni.arrays import F32
 from edgeomni.interrupt import Interrupt
-from edgeomni.runtimes.openvino.models import output, run
+from edgeomni.runtimes.openvino.models import Model
 
 
 class Blocks:
@@ -17,9 +15,8 @@ class Blocks:
     Rows come and go with a call: its beam_idx (`_rows`) tells from which row of the states each of its rows goes on.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._request = model.create_infer_request()
-        self._puts_out_body = len(model.outputs) > 1
+    def __init__(self, model: Model) -> None:
+        self._model, self._request = model, model.request()
         self._rows = [0]
 
     def clear(self) -> None:
@@ -47,10 +44,10 @@ class Blocks:
             "mask": causal_mask(frames, past),
             "beam_idx": np.array(self._rows, np.int32),
         }
-        run(self._request, inputs, "the LLM", interrupt)
+        self._model.run_request(self._request, inputs, interrupt)
         self._rows = list(range(rows))
-        body_out = output(self._request, "body_out") if self._puts_out_body else None
-        return output(self._request, "hidden")[:, 0], body_out
+        outputs = self._model.outputs_of(self._request)
+        return outputs["hidden"][:, 0], outputs.get("body_out")
 
 
 def causal_mask(frames: int, past: int) -> F32:

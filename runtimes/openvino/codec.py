@@ -12,37 +12,76 @@ from numpy.typing import NDArray
 from edgeomni.arrays import F32, I64
 from edgeomni.bundle import Component
 from edgeomni.runtimes.common.streaming_codec import StreamingCodec, Timing
-from edgeomni.runtimes.openvino.models import ModelFactory, output, run
+from edgeomni.runtimes.openvino.models import Model, ModelFactory
 from edgeomni.spec import OmniSpec
+from edgeomni.streaming import GROWTH
 
 Kept = dict[str, NDArray[Any]]
+Push = tuple[bool, bool, int]
+"""Whether a push is the stream's first, whether it is its last, and how many ids of level 0 it holds."""
 
 
 class OvCodec(StreamingCodec[Kept]):
-    """Fulfils components.CodecDecoder."""
+    """Fulfils components.CodecDecoder.
+
+    One model takes pushes of any size. OpenVINO computes lengths that it knows beforehand several times as fast (it
+    joins elementwise layers only then), so the two pushes that an answer's sound waits for have models of their own:
+    the first one, and the one of the size that a long answer repeats.
+    """
 
     def __init__(self, bundle_path: Path, component: Component, spec: OmniSpec, models: ModelFactory) -> None:
         meta = component.meta
         noise = tuple((pace["scale"], pace["lag"]) for pace in meta["noise"])
         super().__init__(spec.codec, Timing(meta["first_push"], meta["push_multiple"], meta["lag_samples"], noise))
-        self._model = models.open(bundle_path / component.graphs["codec"].path)
-        self._request = self._model.create_infer_request()
+        self._models, self._path = models, bundle_path / component.graphs["codec"].path
         self._initial = {s["name"]: np.zeros(s["shape"], s["dtype"]) for s in meta["states"]}
         self._edges = {(first, last): _edge_values(meta, first, last) for first in (0, 1) for last in (0, 1)}
+        self._model = models.open(self._path)
+        self._fixed: dict[Push, tuple[Model, dict[str, tuple[int, ...]]]] = {}
+        self._fix_lengths()
 
     def _start(self) -> Kept:
         return self._initial
 
     def _push(self, codes: Sequence[I64], kept: Kept, last: bool, noise: Sequence[F32] | None) -> tuple[F32, Kept]:
+        push = kept is self._initial, last, len(codes[0])
+        silent = [np.zeros(0, np.float32) for _ in self.timing.noise]
         inputs: dict[str, NDArray[Any]] = {f"codes.{level}": ids for level, ids in enumerate(codes)}
-        for i in range(len(self.timing.noise)):
-            values = np.zeros(0, np.float32) if noise is None else noise[i]
-            inputs[f"noise.{i}"] = values[None, None]
-        inputs |= self._edges[kept is self._initial, last]
-        inputs |= {f"state.{name}": value for name, value in kept.items()}
-        run(self._request, inputs, "the codec")
-        states = {name: np.array(self._request.get_tensor(f"next.{name}").data) for name in kept}
-        return output(self._request, "wave")[0, 0], states
+        inputs |= {f"noise.{i}": values[None, None] for i, values in enumerate(noise or silent)}
+        inputs |= {f"state.{name}": value for name, value in kept.items()} | self._edges[push[0], last]
+        outputs = self._model_for(push, kept, noise).run(inputs)
+        return outputs.pop("wave")[0, 0], {name: outputs[f"next.{name}"] for name in kept}
+
+    def _model_for(self, push: Push, kept: Kept, noise: Sequence[F32] | None) -> Model:
+        model, shapes = self._fixed.get(push, (self._model, {}))
+        fits = noise is None and all(kept[name].shape == shape for name, shape in shapes.items())
+        return model if fits else self._model
+
+    def _fix_lengths(self) -> None:
+        """Opens the models of the first push, and of the one that repeats if the states then keep their lengths."""
+        first = self._opened_for(True, self.first_push, {name: value.shape for name, value in self._initial.items()})
+        kept = _states_after(first)
+        steady = self._opened_for(False, GROWTH[-1] * self.push_multiple, kept)
+        if _states_after(steady) != kept:
+            del self._fixed[False, False, GROWTH[-1] * self.push_multiple * self.spec.ids_per_level[0]]
+
+    def _opened_for(self, first: bool, frames: int, states: dict[str, tuple[int, ...]]) -> Model:
+        """The model of pushes of so many codec frames, not at the stream's end, noise off."""
+        edges = self._edges[first, False]
+        shapes: dict[str, Sequence[int]] = {f"codes.{i}": [frames * n] for i, n in enumerate(self.spec.ids_per_level)}
+        shapes |= {f"state.{name}": shape for name, shape in states.items()}
+        shapes |= {f"noise.{i}": [1, 1, 0] for i in range(len(self.timing.noise))}
+        shapes |= {name: value.shape for name, value in edges.items() if value.dtype == np.float32}
+        bounds = {name: value for name, value in edges.items() if value.dtype == np.int64}
+        model = self._models.open(self._path, shapes, bounds)
+        self._fixed[first, False, frames * self.spec.ids_per_level[0]] = model, states
+        return model
+
+
+def _states_after(model: Model) -> dict[str, tuple[int, ...]]:
+    """The shapes of the states that a model of fixed lengths puts out."""
+    shapes = zip(model.outputs, (tuple(value.get_shape()) for value in model.compiled.outputs), strict=True)
+    return {name.removeprefix("next."): shape for name, shape in shapes if name != "wave"}
 
 
 def _edge_values(meta: Mapping[str, Any], first: int, last: int) -> Kept:

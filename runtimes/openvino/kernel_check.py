@@ -22,7 +22,7 @@ def wrong_kernels(bundle: Bundle, component: Component) -> int | None:
     if component.name == "codec" or not wanted:
         return None
     models = ModelFactory()
-    types = [t for graph in component.graphs.values() for t in weight_types(models.open(bundle.file(graph.path)))]
+    types = [t for graph in component.graphs.values() for t in weight_types(models.open(bundle.file(graph.path)).compiled)]
     return sum(t not in wanted for t in types) + sum(t not in types for t in wanted)
 
 

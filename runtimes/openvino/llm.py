@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from edgeomni.arrays import F32, I32, I64
 from edgeomni.bundle import Component
@@ -17,7 +17,7 @@ from edgeomni.interrupt import Interrupt
 from edgeomni.runtimes.common.frame_embedding import FrameEmbedding
 from edgeomni.runtimes.common.parallel_heads import ParallelHeads
 from edgeomni.runtimes.openvino.blocks import Blocks
-from edgeomni.runtimes.openvino.models import ModelFactory, output, run
+from edgeomni.runtimes.openvino.models import Model, ModelFactory
 from edgeomni.spec import OmniSpec
 
 _SPARE_STATES = 4
@@ -51,7 +51,7 @@ class OvLanguageModel(ParallelHeads[OvHidden]):
     def __init__(self, path: Path, component: Component, spec: OmniSpec, models: ModelFactory) -> None:
         self._spec, self._context = spec, int(component.meta["context"])
         opened = {role: models.open(path / graph.path) for role, graph in component.graphs.items()}
-        self._heads = {role: opened[role].create_infer_request() for role in ("text_head", "audio_head")}
+        self._text_head, self._audio_head = opened["text_head"], opened["audio_head"]
         self._stacks = tuple(opened[role] for role in ("body", "tts") if role in opened)
         self._embedding = FrameEmbedding(path, component.meta["tables"], spec.layout)
         self._spare: deque[tuple[Blocks, ...]] = deque(maxlen=_SPARE_STATES)
@@ -99,20 +99,19 @@ class OvLanguageModel(ParallelHeads[OvHidden]):
         state.rows -= 1
 
     def text_logits(self, hidden: OvHidden, row: int) -> F32:
-        return self._logits("text_head", hidden.text, row)
+        return _logits(self._text_head, hidden.text, row)
 
     def audio_logits(self, hidden: OvHidden, row: int, given: I64 | None = None) -> F32:
         """[K, audio_vocab]. With a TTS adapter only row 0 has audio: raises EngineError for others."""
         if row >= len(hidden.audio):
             raise EngineError(f"row {row} has no audio logits: the TTS adapter runs on row 0 only")
         layout = self._spec.layout
-        return self._logits("audio_head", hidden.audio, row).reshape(layout.streams, layout.audio_vocab)
+        return _logits(self._audio_head, hidden.audio, row).reshape(layout.streams, layout.audio_vocab)
 
     def close(self) -> None:
         """Gives back the caches kept for later turns; models and tables go with the object."""
         self._spare.clear()
 
-    def _logits(self, role: str, hidden: F32, row: int) -> F32:
-        request: Any = self._heads[role]
-        run(request, {"hidden": hidden[None, row : row + 1]}, "a head")
-        return output(request, "logits").reshape(-1)
+
+def _logits(head: Model, hidden: F32, row: int) -> F32:
+    return head.run({"hidden": hidden[None, row : row + 1]})["logits"].reshape(-1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -43,46 +44,94 @@ class ModelFactory:
         known = set(core().get_property(self.device, "SUPPORTED_PROPERTIES"))
         self.properties = {name: value for name, value in wanted.items() if name in known}
 
-    def open(self, path: Path) -> Any:
-        """The compiled model of the .xml file at `path` and its .bin. Raises EngineError with the file."""
+    def open(
+        self,
+        path: Path,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        constants: Mapping[str, NDArray[Any]] | None = None,
+    ) -> Model:
+        """The model of the .xml file at `path` and its .bin, compiled. Raises EngineError with the file.
+
+        `shapes` fix inputs to a shape and `constants` replace inputs, for a model that is much faster with them.
+        """
         for part in (path, path.with_suffix(".bin")):
             if not part.is_file():
                 raise EngineError(f"{part.name} is missing from {part.parent}; copy the bundle again, whole")
         with translated(f"{path.name} cannot be loaded", _LOAD_REMEDY):
             model = core().read_model(path, path.with_suffix(".bin"))
-            return core().compile_model(model, self.device, self.properties)
+            for name, value in (constants or {}).items():
+                parameter = model.input(name).get_node()
+                parameter.output(0).replace(ov.op.Constant(value).output(0))
+                model.remove_parameter(parameter)
+            if shapes:
+                model.reshape(dict(shapes))
+            inputs, outputs = ([value.get_any_name() for value in side] for side in (model.inputs, model.outputs))
+            compiled = core().compile_model(model, self.device, self.properties)
+        return Model(compiled, path.stem, inputs, outputs)
+
+
+class Model:
+    """A compiled model, and requests to run it, which are used again and again, each by one thread at a time.
+
+    `inputs` and `outputs` are the file's names, in order; compiling may give them others besides.
+    """
+
+    def __init__(self, compiled: Any, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self.compiled, self._what = compiled, f"the model {name}"
+        self.inputs, self.outputs = frozenset(inputs), tuple(outputs)
+        self._idle: deque[Any] = deque()
+
+    def request(self) -> Any:
+        """A request with states of its own, for the caller to keep."""
+        with translated(f"{self._what} cannot be run", _RUN_REMEDY):
+            return self.compiled.create_infer_request()
+
+    def run(self, inputs: Mapping[str, NDArray[Any]], interrupt: Interrupt | None = None) -> dict[str, NDArray[Any]]:
+        """All outputs, by name, in arrays of their own; see `run_request`."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self.request()
+        try:
+            self.run_request(request, inputs, interrupt)
+            return self.outputs_of(request)
+        finally:
+            self._idle.append(request)
+
+    def run_request(
+        self, request: Any, inputs: Mapping[str, NDArray[Any]], interrupt: Interrupt | None = None
+    ) -> None:
+        """Runs a request to its end; its outputs are read afterwards. The inputs are used where they lie.
+
+        Setting `interrupt` from another thread ends the run after the layer that it is in, with Interrupted.
+        OpenVINO's errors become EngineError.
+        """
+        with translated(f"{self._what} failed", _RUN_REMEDY):
+            if interrupt is None:
+                request.infer(self._taken(inputs), share_inputs=True, share_outputs=True)
+                return
+            request.start_async(self._taken(inputs), share_inputs=True)
+            with interrupt.stopping(request.cancel):
+                try:
+                    request.wait()
+                except RuntimeError as exc:
+                    if interrupt.is_set():  # a run that was cancelled is reported as one that failed
+                        raise Interrupted from exc
+                    raise
+        interrupt.check()
+
+    def _taken(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The inputs that the model has: a constant in the place of one, or one that nothing needs, is none."""
+        return {name: value for name, value in inputs.items() if name in self.inputs}
+
+    def outputs_of(self, request: Any) -> dict[str, NDArray[Any]]:
+        return {name: np.array(request.get_tensor(name).data) for name in self.outputs}
 
 
 @cache
 def core() -> Any:
     """OpenVINO's one entry of this process."""
     return ov.Core()
-
-
-def run(request: Any, inputs: Mapping[str, NDArray[Any]], what: str, interrupt: Interrupt | None = None) -> None:
-    """Runs an inference request to its end; its outputs are read from it afterwards.
-
-    The inputs are used where they lie. Setting `interrupt` from another thread ends the run after the layer that it is
-    in, with Interrupted. OpenVINO's errors become EngineError "<what> failed: ...".
-    """
-    with translated(f"{what} failed", _RUN_REMEDY):
-        if interrupt is None:
-            request.infer(inputs, share_inputs=True, share_outputs=True)
-            return
-        request.start_async(inputs, share_inputs=True)
-        with interrupt.stopping(request.cancel):
-            try:
-                request.wait()
-            except RuntimeError as exc:
-                if interrupt.is_set():  # a run that was cancelled is reported as one that failed
-                    raise Interrupted from exc
-                raise
-    interrupt.check()
-
-
-def output(request: Any, name: str) -> NDArray[np.float32]:
-    """A copy of an output of the last run."""
-    return np.array(request.get_tensor(name).data, np.float32)
 
 
 @contextmanager
