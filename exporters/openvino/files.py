@@ -5,6 +5,7 @@ Constants are found in the file itself, without OpenVINO, so that what is re-rea
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from numpy.typing import NDArray
 
 from edgeomni.bundle import Port
 from edgeomni.openvino_library import ov
+
+
+_COUNTED = re.compile(r"[A-Z]\w*_\d+")
+"""Names that OpenVINO gives by a counter of the process; ours begin with a small letter."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Stored:
 def save(model: Any, path: Path) -> list[Path]:
     """Writes `path` (.xml) and its .bin, every tensor in the type that it has. The same model gives the same bytes."""
     for i, node in enumerate(model.get_ordered_ops()):
-        if node.get_type_name() not in ("Constant", "Parameter", "Result"):  # those have names of our own
+        if node.get_type_name() not in ("Parameter", "Result") and _COUNTED.fullmatch(node.get_friendly_name()):
             node.set_friendly_name(f"{node.get_type_name().lower()}_{i}")
     ov.save_model(model, path, compress_to_fp16=False)
     return [path, path.with_suffix(".bin")]
