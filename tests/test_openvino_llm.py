@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from test_onnx_llm import BODIES, hold_dequantized, make, random_features, random_ids, torch_logits, walk
 
-pytest.importorskip("openvino")
+if find_spec("openvino") is None:
+    pytest.skip("OpenVINO is not installed", allow_module_level=True)
 
 from edgeomni.bundle import Bundle, Component, Manifest
 from edgeomni.errors import EngineError, UsageError
