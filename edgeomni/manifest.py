@@ -248,6 +248,8 @@ ROLES = {
     ("openvino", "codec"): {"codec"},
 }
 """(format, component) -> the graphs or files without which it cannot run."""
+_WITH_TTS_GRAPH = ("onnx", "openvino")
+"""Formats whose LLM has a graph "tts" besides where the model has a TTS adapter."""
 
 
 @dataclass(frozen=True)
@@ -316,7 +318,7 @@ def _check_component(component: Component, name: str, spec: OmniSpec, source: So
         typed(known, AnyMeta, source, path=f"{path}.meta")
         return
     meta = typed(component.meta, typed_meta, source, newer=newer, path=f"{path}.meta")
-    tts = {"tts"} if (component.format, name) in (("onnx", "llm"), ("openvino", "llm")) and spec.tts_layers else set[str]()
+    tts = {"tts"} if spec.tts_layers and name == "llm" and component.format in _WITH_TTS_GRAPH else set[str]()
     if missing := sorted((ROLES[component.format, name] | tts) - set(component.graphs)):
         raise source.fault(f"{', '.join(missing)} missing", f"{path}.graphs")
     if isinstance(meta, (OnnxLlmMeta, OpenVinoLlmMeta)):

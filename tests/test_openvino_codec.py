@@ -21,6 +21,7 @@ from edgeomni.runtimes.openvino.codec import OvCodec
 from edgeomni.runtimes.openvino.models import ModelFactory
 from edgeomni.runtimes.torch.codec import TorchCodec
 
+
 def decoder_of(model: Any, root: Path, precision: str = "fp32") -> OvCodec:
     component = exporter_of("openvino").export(model, "codec", root, precision)
     assert exporter_of("openvino").altered(model, component, root) == []

@@ -61,7 +61,8 @@ def build(
 ) -> tuple[Graph, dict[str, Any]]:
     """The graph of a codec's layers, and what a runtime must feed to it; `half` stores weights in half precision.
 
-    `operators` replaces the flavour's, for a format that has its own (exporters/openvino). Gains between layers (1 / alpha of the snakes) are folded into the neighbouring weights.
+    `operators` replaces the flavour's, for a format that has its own (exporters/openvino). Gains between layers
+    (1 / alpha of the snakes) are folded into the neighbouring weights.
     """
     builder = CodecBuilder(operators or operators_for(flavour, "codec", OPSET), half=half)
     layers = _Layers(builder)

@@ -25,6 +25,7 @@ from edgeomni.openvino_library import ov
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
 
+
 class SineByPolynomial(PortableOperators):
     """Standard operators, but the snakes' sine is a polynomial: OpenVINO's own Sin is a plain loop of one thread.
 

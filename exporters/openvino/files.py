@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from edgeomni.bundle import Port
 from edgeomni.openvino_library import ov
 
-
 _COUNTED = re.compile(r"[A-Z]\w*_\d+")
 """Names that OpenVINO gives by a counter of the process; ours begin with a small letter."""
 

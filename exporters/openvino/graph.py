@@ -1,9 +1,9 @@
 """A small builder of OpenVINO models: named constants, compressed weights, and the operators of the speech models.
 
 Every tensor that comes from the checkpoint is a Constant under a name of our own, which survives in the written file
-(files.py), so that it can be re-read and compared. Weights are rows [n, k], multiplied by MatMul with transpose_b; codes
-become floats by Convert, Multiply and, where scales belong to blocks, Reshape. OpenVINO's plugins recognise that form
-and multiply with the codes themselves ("weights compression" in their documentation).
+(files.py), so that it can be re-read and compared. Weights are rows [n, k], multiplied by MatMul with transpose_b;
+codes become floats by Convert, Multiply and, where scales belong to blocks, Reshape. OpenVINO's plugins recognise that
+form and multiply with the codes themselves ("weights compression" in their documentation).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
-from edgeomni.quantize.schemes import Packed, signed_codes
 from edgeomni.openvino_library import ov
+from edgeomni.quantize.schemes import Packed, signed_codes
 
 ops = ov.opset13
 Value = Any

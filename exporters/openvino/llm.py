@@ -1,4 +1,4 @@
-"""The LLM -> OpenVINO: body, TTS adapter where there is one, text head, audio head, and where embedding rows are found."""
+"""The LLM -> OpenVINO: body, TTS adapter where there is one, text head, audio head, and where embedding rows lie."""
 
 from __future__ import annotations
 
@@ -97,9 +97,7 @@ def _places_in(head: Path, name: str) -> list[dict[str, Any]]:
     """Where a head's weight, or its codes and scales, lie in its .bin file."""
     found = {constant.name: constant for constant in files.constants(head)}
     names = [f"{name}.weight"] if f"{name}.weight" in found else [f"{name}.codes", f"{name}.scales"]
-    return [
-        {"offset": c.offset, "dtype": _DTYPES[c.dtype], "shape": list(c.shape)} for c in (found[n] for n in names)
-    ]
+    return [{"offset": c.offset, "dtype": _DTYPES[c.dtype], "shape": list(c.shape)} for c in (found[n] for n in names)]
 
 
 def _written(path: Path, rows: Packed) -> list[dict[str, Any]]:

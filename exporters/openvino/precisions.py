@@ -1,4 +1,4 @@
-"""The precisions that the OpenVINO format offers: a component and a precision become one scheme per group of tensors."""
+"""The precisions that the OpenVINO format offers: component and precision become one scheme per group of tensors."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ def wrong_kernels(bundle: Bundle, component: Component) -> int | None:
     wanted = {_TYPES[kind] for s in component.scheme.values() if (kind := parse(s).kind) in _TYPES}
     if component.name == "codec" or not wanted:
         return None
-    models = ModelFactory()
-    types = [t for graph in component.graphs.values() for t in weight_types(models.open(bundle.file(graph.path)).compiled)]
+    models = [ModelFactory().open(bundle.file(graph.path)) for graph in component.graphs.values()]
+    types = [kind for model in models for kind in weight_types(model.compiled)]
     return sum(t not in wanted for t in types) + sum(t not in types for t in wanted)
 
 
