@@ -26,7 +26,7 @@ def session(request: pytest.FixtureRequest, golden: Golden, tmp_path_factory: py
         return Session.open(golden.path)
     out = tmp_path_factory.mktemp("parity") / request.param
     if request.param == "openvino":
-        formats = dict.fromkeys(COMPONENTS, "openvino")
+        formats = {str(name): "openvino" for name in COMPONENTS}
         return Session.open(export_bundle(golden.path, out, precision="fp32", formats=formats))
     return Session.open(export_bundle(golden.path, out, precision="fp32", options={"onnx": {"flavour": request.param}}))
 

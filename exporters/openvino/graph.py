@@ -68,7 +68,7 @@ class Graph:
 
     def number(self, value: float) -> Value:
         """A constant float32 without dimensions."""
-        return self.const(np.float32(value).reshape(()), f"number_{value:g}")
+        return self.const(np.array(value, np.float32), f"number_{value!r}")
 
     def weight(self, name: str, packed: Packed) -> Value:
         """A packed weight as floats [n, k]; its constants are `name`.weight, or `name`.codes and `name`.scales."""
@@ -131,9 +131,8 @@ class Graph:
 
 def stored_codes(packed: Packed) -> NDArray[np.uint8]:
     """Codes around 0 in two's complement, as the file holds them: int8, or int4 two to a byte, the low half first."""
-    codes = packed.data if packed.scheme.kind == "int8_channel" else signed_codes(packed)
-    flat = np.ascontiguousarray(codes).view(np.uint8).reshape(-1)
+    flat = np.ascontiguousarray(signed_codes(packed)).view(np.uint8).reshape(-1)
     if packed.scheme.bits == 8:
         return flat
     assert flat.size % 2 == 0, "blocks of 4-bit codes are of even size"
-    return (flat[0::2] & 15) | (flat[1::2] << 4)
+    return ((flat[0::2] & 15) | (flat[1::2] << 4)).astype(np.uint8, copy=False)

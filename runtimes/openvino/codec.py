@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edgeomni.streaming import GROWTH
 Kept = dict[str, NDArray[Any]]
 Push = tuple[bool, bool, int]
 """Whether a push is the stream's first, whether it is its last, and how many ids of level 0 it holds."""
+Compile = Callable[[Mapping[str, Sequence[int]], Mapping[str, NDArray[Any]]], Model]
 
 
 class OvCodec(StreamingCodec[Kept]):
@@ -33,12 +35,12 @@ class OvCodec(StreamingCodec[Kept]):
         meta = component.meta
         noise = tuple((pace["scale"], pace["lag"]) for pace in meta["noise"])
         super().__init__(spec.codec, Timing(meta["first_push"], meta["push_multiple"], meta["lag_samples"], noise))
-        self._models, self._path = models, bundle_path / component.graphs["codec"].path
         self._initial = {s["name"]: np.zeros(s["shape"], s["dtype"]) for s in meta["states"]}
         self._edges = {(first, last): _edge_values(meta, first, last) for first in (0, 1) for last in (0, 1)}
-        self._model = models.open(self._path)
+        source = models.read(bundle_path / component.graphs["codec"].path)
+        self._model = models.compiled(source)
         self._fixed: dict[Push, tuple[Model, dict[str, tuple[int, ...]]]] = {}
-        self._fix_lengths()
+        self._fix_lengths(partial(models.compiled, source))
 
     def _start(self) -> Kept:
         return self._initial
@@ -57,15 +59,16 @@ class OvCodec(StreamingCodec[Kept]):
         fits = noise is None and all(kept[name].shape == shape for name, shape in shapes.items())
         return model if fits else self._model
 
-    def _fix_lengths(self) -> None:
+    def _fix_lengths(self, compiled: Compile) -> None:
         """Opens the models of the first push, and of the one that repeats if the states then keep their lengths."""
-        first = self._opened_for(True, self.first_push, {name: value.shape for name, value in self._initial.items()})
+        initial = {name: value.shape for name, value in self._initial.items()}
+        first = self._compiled_for(compiled, True, self.first_push, initial)
         kept = _states_after(first)
-        steady = self._opened_for(False, GROWTH[-1] * self.push_multiple, kept)
+        steady = self._compiled_for(compiled, False, GROWTH[-1] * self.push_multiple, kept)
         if _states_after(steady) != kept:
             del self._fixed[False, False, GROWTH[-1] * self.push_multiple * self.spec.ids_per_level[0]]
 
-    def _opened_for(self, first: bool, frames: int, states: dict[str, tuple[int, ...]]) -> Model:
+    def _compiled_for(self, compiled: Compile, first: bool, frames: int, states: dict[str, tuple[int, ...]]) -> Model:
         """The model of pushes of so many codec frames, not at the stream's end, noise off."""
         edges = self._edges[first, False]
         shapes: dict[str, Sequence[int]] = {f"codes.{i}": [frames * n] for i, n in enumerate(self.spec.ids_per_level)}
@@ -73,7 +76,7 @@ class OvCodec(StreamingCodec[Kept]):
         shapes |= {f"noise.{i}": [1, 1, 0] for i in range(len(self.timing.noise))}
         shapes |= {name: value.shape for name, value in edges.items() if value.dtype == np.float32}
         bounds = {name: value for name, value in edges.items() if value.dtype == np.int64}
-        model = self._models.open(self._path, shapes, bounds)
+        model = compiled(shapes, bounds)
         self._fixed[first, False, frames * self.spec.ids_per_level[0]] = model, states
         return model
 

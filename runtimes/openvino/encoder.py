@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
 from edgeomni.bundle import Component
@@ -37,7 +39,8 @@ class OvEncoder:
                 "split the audio"
             )
         wanted = min(wanted or mel.shape[1] // 2, mel.shape[1] // 2)
-        feed = {"mel": np.ascontiguousarray(mel[None], np.float32), "wanted": np.array([wanted], np.int64)}
+        feed: dict[str, NDArray[Any]] = {"mel": np.ascontiguousarray(mel[None], np.float32)}
+        feed["wanted"] = np.array([wanted], np.int64)
         features: F32 = self._model.run(feed, interrupt)["features"][0]
         return features
 

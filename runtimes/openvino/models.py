@@ -43,30 +43,41 @@ class ModelFactory:
             wanted["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         self.properties = _properties(self.device, wanted)
 
-    def open(
-        self,
-        path: Path,
-        shapes: Mapping[str, Sequence[int]] | None = None,
-        constants: Mapping[str, NDArray[Any]] | None = None,
-    ) -> Model:
-        """The model of the .xml file at `path` and its .bin, compiled. Raises EngineError with the file.
+    def open(self, path: Path) -> Model:
+        """The model of the .xml file at `path` and its .bin, compiled. Raises EngineError with the file."""
+        return self.compiled(self.read(path))
 
-        `shapes` fix inputs to a shape and `constants` replace inputs, for a model that is much faster with them.
-        """
+    def read(self, path: Path) -> Any:
+        """The same, not compiled: models that are compiled of one reading share its constants in memory."""
         for part in (path, path.with_suffix(".bin")):
             if not part.is_file():
                 raise EngineError(f"{part.name} is missing from {part.parent}; copy the bundle again, whole")
         with translated(f"{path.name} cannot be loaded", _LOAD_REMEDY):
             model = core().read_model(path, path.with_suffix(".bin"))
-            for name, value in (constants or {}).items():
-                parameter = model.input(name).get_node()
+            model.set_friendly_name(path.stem)
+            return model
+
+    def compiled(
+        self,
+        source: Any,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        constants: Mapping[str, NDArray[Any]] | None = None,
+    ) -> Model:
+        """`source` compiled. Raises EngineError.
+
+        `shapes` fix inputs to a shape and `constants` replace inputs, for a model that is much faster with them.
+        """
+        name = source.get_friendly_name()
+        with translated(f"{name}.xml cannot be loaded", _LOAD_REMEDY):
+            model = source.clone()
+            for key, value in (constants or {}).items():
+                parameter = model.input(key).get_node()
                 parameter.output(0).replace(ov.op.Constant(value).output(0))
                 model.remove_parameter(parameter)
             if shapes:
                 model.reshape(dict(shapes))
             inputs, outputs = ([value.get_any_name() for value in side] for side in (model.inputs, model.outputs))
-            compiled = core().compile_model(model, self.device, self.properties)
-        return Model(compiled, path.stem, inputs, outputs)
+            return Model(core().compile_model(model, self.device, self.properties), name, inputs, outputs)
 
 
 class Model:
