@@ -59,10 +59,11 @@ def stored_bytes(path: Path, constant: Stored) -> NDArray[np.uint8]:
 
 
 def signature(model: Any) -> tuple[list[Port], list[Port]]:
-    """Inputs and outputs of a model."""
+    """Inputs and outputs of a model; a dimension that varies is called by its port and its place ("mask.2")."""
     return [_port(value) for value in model.inputs], [_port(value) for value in model.outputs]
 
 
 def _port(value: Any) -> Port:
-    shape = [d.get_length() if d.is_static else "?" for d in value.get_partial_shape()]
-    return Port(value.get_any_name(), str(value.get_element_type().to_dtype()), shape)
+    name, dims = value.get_any_name(), value.get_partial_shape()
+    shape = [d.get_length() if d.is_static else f"{name}.{axis}" for axis, d in enumerate(dims)]
+    return Port(name, str(value.get_element_type().to_dtype()), shape)

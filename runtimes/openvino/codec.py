@@ -64,6 +64,8 @@ class OvCodec(StreamingCodec[Kept]):
         initial = {name: value.shape for name, value in self._initial.items()}
         first = self._compiled_for(compiled, True, self.first_push, initial)
         kept = _states_after(first)
+        if kept is None:
+            return
         steady = self._compiled_for(compiled, False, GROWTH[-1] * self.push_multiple, kept)
         if _states_after(steady) != kept:
             del self._fixed[False, False, GROWTH[-1] * self.push_multiple * self.spec.ids_per_level[0]]
@@ -81,10 +83,13 @@ class OvCodec(StreamingCodec[Kept]):
         return model
 
 
-def _states_after(model: Model) -> dict[str, tuple[int, ...]]:
-    """The shapes of the states that a model of fixed lengths puts out."""
-    shapes = zip(model.outputs, (tuple(value.get_shape()) for value in model.compiled.outputs), strict=True)
-    return {name.removeprefix("next."): shape for name, shape in shapes if name != "wave"}
+def _states_after(model: Model) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of the states that a model of fixed lengths puts out; None where they depend on values."""
+    shapes = [value.get_partial_shape() for value in model.compiled.outputs]
+    if any(shape.is_dynamic for shape in shapes):
+        return None
+    known = zip(model.outputs, (tuple(shape.to_shape()) for shape in shapes), strict=True)
+    return {name.removeprefix("next."): shape for name, shape in known if name != "wave"}
 
 
 def _edge_values(meta: Mapping[str, Any], first: int, last: int) -> Kept:
