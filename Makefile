@@ -37,12 +37,14 @@ test-pythons: $(STAMP)
 check-aarch64: $(STAMP)
 	$(BIN)/python benchmarks/aarch64_install.py
 
+# llama-cpp-python is compiled here, without its library for images, which nothing uses: some minutes on two cores.
 # torch goes first so that a local build of the pinned version is preferred before anything else can ask for another.
 $(STAMP): pyproject.toml constraints.txt | links
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "EdgeOmni needs Python 3.10 or newer; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,synth,gguf,dev]"
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" \
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,synth,gguf,openvino,dev]"
 	touch $(STAMP)
 
 clean:

@@ -18,6 +18,7 @@ from typing import Any
 from .errors import BundleError
 from .manifest import REMEDY, Component, FileEntry, GraphEntry, Manifest, Port, check_path
 from .onnx_files import external_files
+from .outputs import user_cache
 from .schema import Source, parse_json, read_bytes, short
 from .shipped import found
 from .spec import OmniSpec
@@ -223,9 +224,8 @@ def _states(bundle: Bundle) -> list[str]:
 
 def _stamp_path(bundle: Bundle) -> Path:
     """Where it is remembered that these files, in exactly this state, were verified."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     seen = hashlib.sha256("\n".join([str(bundle.path.resolve()), *_states(bundle)]).encode())
-    return Path(base) / "edgeomni" / "verified" / seen.hexdigest()
+    return user_cache() / "verified" / seen.hexdigest()
 
 
 def _settled(bundle: Bundle) -> bool:

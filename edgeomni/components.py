@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from .arrays import F32, F64, I32, I64
 from .interrupt import Interrupt
@@ -46,10 +46,14 @@ def features_between(segments: Sequence[Features], start: int, stop: int) -> lis
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How a component is opened: `threads` to compute with (None: all cores), on which `device`."""
+    """How a component is opened: `threads` to compute with (None: all cores), on which `device`.
+
+    `side_by_side`: LLM and codec will compute at the same time, so that threads that wait had better not hold a core.
+    """
 
     threads: int | None = None
     device: str = "cpu"
+    side_by_side: bool = False
 
 
 class Encoder(Protocol):
@@ -141,6 +145,23 @@ class CodecDecoder(Protocol[CodecStateT]):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class SetsThreads(Protocol):
+    """What an LLM or a codec decoder may offer beside its protocol: its number of threads changes between calls.
+
+    The loop uses it where both compute at the same time (overlap.py). A component without it keeps its threads.
+    """
+
+    def set_threads(self, threads: int) -> None:
+        """From the next call on `decode`, `forward` of a single frame and the heads compute with so many threads.
+
+        Prompts keep all threads that the component was opened with. What is computed must not depend on the number,
+        to the bit. Cheap enough to be called between any two frames. Sessions share components, so that a call of
+        another session may be under way in another thread: it goes on as it began.
+        """
+        ...
 
 
 @dataclass

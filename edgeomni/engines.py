@@ -46,7 +46,7 @@ ENGINES = {
     engine.name: engine
     for engine in (
         Engine("onnxruntime", "onnxruntime", ("onnx",), ("cpu", "cuda"), "", ("onnxruntime", "onnxruntime-gpu")),
-        Engine("llama.cpp", "llamacpp", ("gguf",), ("cpu",), "gguf", ("llama-cpp-python",)),
+        Engine("llama.cpp", "llamacpp", ("gguf",), ("cpu", "cuda"), "gguf", ("llama-cpp-python",)),
         Engine("openvino", "openvino", ("openvino",), ("cpu", "gpu", "npu", "auto"), "openvino", ("openvino",)),
         Engine("torch", "torch", (CHECKPOINT,), ("cpu", "cuda"), "export", ("torch",)),
     )

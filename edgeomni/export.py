@@ -196,8 +196,8 @@ def _command(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) 
     """The command line that makes this bundle again, without this machine's paths; options have their own names."""
     words = ["edgeomni export CHECKPOINT -o BUNDLE", *(f"--{name} {':'.join(w)}" for name, w in wanted.items())]
     for own in (options[format_] for format_ in dict.fromkeys(w[0] for w in wanted.values())):
-        values = ((field, getattr(own, field.name)) for field in fields(own))
-        words += [f"--{field.name} {value}" for field, value in values if value != field.default]
+        given = [field for field in fields(own) if getattr(own, field.name) != field.default]
+        words += [f"--{f.name} {'FILE' if f.metadata.get('path') else getattr(own, f.name)}" for f in given]
     return " ".join(words)
 
 

@@ -4,21 +4,24 @@ Prefill, then frame by frame: body, heads, sampling, text out, codec frames out 
 rules are those of the published model (gpt-omni/mini-omni, litgpt/generate/base.py): the prefill's ids are never
 tested; the last audio stream's eoa ends an answer with audio and is not emitted; the text's eot is emitted, and from
 the next frame on text is pad_t; in tasks without audio eot ends the answer and is not emitted.
+
+Where Options.overlap says so, the codec computes beside the LLM (overlap.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 
 from .arrays import F32, I32, I64
-from .components import Components, Features, HiddenT, LanguageModel, StateT, features_between
-from .errors import PromptError, UsageError
+from .components import Components, Features
+from .errors import EdgeOmniError, PromptError, UsageError
 from .interrupt import Interrupt, Interrupted
+from .overlap import BusyClock, Overlap, Player, SharedThreads
+from .prefill import prefill
 from .prompts import Prompt
 from .sampling import Sampler, Sampling, check_seed
 from .spans import Spans
@@ -27,8 +30,6 @@ from .streaming import AudioStream
 from .tokens import audio_constant, delay, shift_audio
 
 StopReason = Literal["eoa", "eot", "length", "cancelled"]
-PREFILL_FRAMES = 64
-"""Prompt frames fed at once: so many that engines compute at full speed, so few that a cancel need not wait long."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Options:
     noise_seed: int | None = None
     forced: Forced = field(default_factory=Forced)
     stop_ids: frozenset[int] = frozenset()
+    overlap: Overlap = Overlap()
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Stop:
     reason: StopReason
     silent_frames: int
     busy_s: float
-    """Seconds spent in the loop after prefill, without the consumer's time."""
+    """Seconds in which LLM or codec computed after prefill: the consumer's time counts only while a push runs in it."""
 
 
 def generate(
@@ -89,6 +91,11 @@ def generate(
 ) -> Generator[Frame | Samples | Stop, None, None]:
     """Runs one turn; yields each Frame, Samples as the codec finishes them, and one Stop.
 
+    Samples come after the Frame that completes their chunk: right after it, or where the codec computes beside the LLM
+    (`options.overlap`) after one of those that follow, at the latest the one that completes the next chunk. They are
+    the same in both, chunk by chunk. An error is raised when everything before it was handed out. When a turn is
+    cancelled, the sound that is not handed out yet is dropped. Closing the generator waits for a push under way.
+
     Once `interrupt` is set, the turn stops before its next frame, or in the middle of its prefill. Raises PromptError
     where the prompt leaves no room for an answer, and UsageError for lengths that make no sense.
     """
@@ -102,34 +109,6 @@ def generate(
         yield Stop("cancelled", 0, 0.0)
         return
     yield from turn.frames(hidden, room, interrupt)
-
-
-def prefill(
-    llm: LanguageModel[StateT, HiddenT],
-    ids: I32,
-    features: Sequence[Features],
-    state: StateT,
-    interrupt: Interrupt | None = None,
-) -> HiddenT:
-    """Feeds a prompt, int32 [rows, K+1, T] with rows 1 or 2, to an empty state; returns the last position's hidden.
-
-    Two rows differ only in their last position, so the positions before it are computed once, in one row, and their
-    KV cache is copied. The prompt goes in by pieces of `PREFILL_FRAMES`. Raises Interrupted before the next piece
-    once `interrupt` is set, and in the middle of one where the engine can stop there.
-    """
-    rows, _, length = ids.shape
-    shared = length if rows == 1 else length - 1
-    interrupt = interrupt or Interrupt()
-    for start in range(0, shared, PREFILL_FRAMES):
-        interrupt.check()
-        stop = min(shared, start + PREFILL_FRAMES)
-        piece = np.ascontiguousarray(ids[:1, :, start:stop])
-        hidden = llm.forward(piece, features_between(features, start, stop), state, interrupt)
-    if rows == 1:
-        return hidden
-    llm.fork(state)
-    last = features_between(features, shared, length)
-    return llm.forward(np.ascontiguousarray(ids[:, :, shared:]), last, state)
 
 
 def next_ids(layout: TokenLayout, audio: I64, text: int, rows: int) -> I32:
@@ -179,11 +158,12 @@ class _Turn:
         self.text_ended = False
         self.seen: list[int] = []
         self.pad_audio = np.full(spec.layout.streams, spec.layout.pad_a, np.int64)
-        self.audio: AudioStream | None = None
+        self.player: Player | None = None
         if self.speaks:
-            self.audio = AudioStream(
+            audio = AudioStream(
                 components.codec, spec.codec, spans, strict=options.strict, noise_seed=options.noise_seed
             )
+            self.player = Player(audio, SharedThreads(components, options.overlap.threads), spans)
         self.recent: list[I64] = []
         self.forced = self._forced_streams()
         self.state: Any = None
@@ -205,35 +185,47 @@ class _Turn:
     def frames(self, hidden: Any, room: int, interrupt: Interrupt) -> Iterator[Frame | Samples | Stop]:
         reason: StopReason = "length"
         frame: Frame | None = None
-        busy, since = 0.0, perf_counter()
-        for index in range(room):
-            if interrupt.is_set():
-                reason = "cancelled"
-                break
-            with self.spans("frame"):
-                if frame is not None:
-                    hidden = self._step(frame)
-                frame = self._choose(hidden, index)
-            if index and (stop := self._stops(frame)):
-                reason = stop
-                break
-            self._note(frame, index)
-            samples = self._codec_frame(frame)
-            busy += perf_counter() - since
-            yield frame
-            if samples is not None and len(samples):
-                yield Samples(samples)
-            since = perf_counter()
-        rest = self._finish(reason)
-        busy += perf_counter() - since
-        if len(rest):
-            yield Samples(rest)
-        yield Stop(reason, self.audio.silent_frames if self.audio else 0, busy)
+        clock = BusyClock(self.player)
+        try:
+            for index in range(room):
+                if interrupt.is_set():
+                    reason = "cancelled"
+                    break
+                with self.spans("frame"):
+                    if frame is not None:
+                        hidden = self._step(frame)
+                    frame = self._choose(hidden, index)
+                if index and (stop := self._stops(frame)):
+                    reason = stop
+                    break
+                self._note(frame, index)
+                chunks = self._codec_frame(frame)
+                with clock.stopped():
+                    yield frame
+                yield from self._samples(chunks, clock)
+            yield from self._samples(self._rest(reason), clock)
+            with clock.stopped():
+                yield Stop(reason, self.player.silent_frames if self.player else 0, clock.busy)
+        except EdgeOmniError:
+            if self.player and not interrupt.is_set():
+                yield from self._samples(self.player.wait(), clock)
+            raise
+        finally:
+            if self.player:
+                self.player.close()
+
+    def _samples(self, chunks: Iterable[F32], clock: BusyClock) -> Iterator[Samples]:
+        for samples in chunks:
+            if len(samples):
+                with clock.stopped():
+                    yield Samples(samples)
 
     def _step(self, frame: Frame) -> Any:
         if self.text_row and self.text_ended:
             self.llm.drop(self.state, self.text_row)
             self.text_row = 0
+        if self.player:
+            self.player.share_threads()
         ids = next_ids(self.layout, frame.audio, frame.text, rows=self.text_row + 1)
         with self.spans("frame.body"):
             return self.llm.forward(ids, (), self.state)
@@ -273,19 +265,23 @@ class _Turn:
         if not self.text_ended:
             self.seen.append(frame.text)
 
-    def _codec_frame(self, frame: Frame) -> F32 | None:
+    def _codec_frame(self, frame: Frame) -> Sequence[F32]:
         """The codec frame that this LLM frame completes lies on the diagonal of the last K frames."""
-        if self.audio is None:
-            return None
+        if self.player is None:
+            return ()
         self.recent.append(frame.audio)
         k = self.layout.streams
         if len(self.recent) <= k:
-            return None
+            return ()
         self.recent = self.recent[-k:]
         diagonal = np.array([self.recent[i][i] for i in range(k)], np.int64)
-        return self.audio.add(diagonal)
+        return self.player.add(diagonal, beside=self.options.overlap.beside(self.text_row + 1))
 
-    def _finish(self, reason: StopReason) -> F32:
-        if self.audio is None or reason == "cancelled":
-            return np.zeros(0, np.float32)
-        return self.audio.finish()
+    def _rest(self, reason: StopReason) -> Iterable[F32]:
+        """What is still to be said; nothing of a cancelled answer, though what its codec is at is waited for."""
+        if self.player is None:
+            return ()
+        if reason == "cancelled":
+            self.player.wait()
+            return ()
+        return self.player.finish()

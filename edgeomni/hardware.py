@@ -228,11 +228,19 @@ def detect() -> Machine:
     """Reads /proc where there is one; never fails for lack of it."""
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
-    cpu = info.get("model name") or platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     isa = tuple(ours for kernel_name, ours in _ISA.items() if kernel_name in flags)
     board = _first_line(Path("/proc/device-tree/model"))
-    return Machine(platform.platform(terse=True), cpu.strip(), cores, isa, _memory_gb(), _gpu(), board)
+    return Machine(platform.platform(terse=True), cpu_name(), cores(), isa, _memory_gb(), _gpu(), board)
+
+
+def cores() -> int:
+    """The logical CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The CPU as the system calls it ("AMD EPYC")."""
+    return (_cpuinfo().get("model name") or platform.processor() or platform.machine()).strip()
 
 
 def closest_profile(machine: Machine) -> str | None:

@@ -36,6 +36,14 @@ def install_command(extra: str = "") -> str:
     return _of_path(path, extra, editable=False) if path.exists() else _in_a_checkout(extra)
 
 
+def build_command(distribution: str, cmake_arguments: str) -> str:
+    """The command that compiles a distribution again with CMake's arguments, whatever wheel pip has kept of it."""
+    return (
+        f"CMAKE_ARGS={cmake_arguments} pip install --force-reinstall --no-cache-dir --no-deps "
+        f"--no-binary {distribution} {distribution}"
+    )
+
+
 def _is_source_tree(folder: Path) -> bool:
     """Whether the folder that holds this package is EdgeOmni's checkout, and not site-packages."""
     project = folder / "pyproject.toml"

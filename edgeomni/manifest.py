@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from .codec_layers import CodecLayer, CodecLevel
 from .engines import COMPONENTS
 from .errors import BundleError
 from .schema import Source, below, is_newer, short, typed
@@ -216,9 +217,29 @@ class OpenVinoLlmMeta:
 
 @dataclass(frozen=True)
 class GgufLlmMeta:
-    """`context`: the frames that the model was made for."""
+    """`context`: the frames that the model was made for; `kv`: what keys and values are held in; `imatrix`: the file by
+    which the body was quantized."""
 
     context: Annotated[int, Meta(ge=1, le=1 << 20)]
+    kv: Literal["f16", "f32"]
+    imatrix: str | None = None
+
+
+@dataclass(frozen=True)
+class GgufEncoderMeta:
+    """Nothing: the spec says it all."""
+
+
+@dataclass(frozen=True)
+class GgufCodecMeta:
+    """How the decoder runs behind its input (as OnnxCodecMeta has it), and what it is built of."""
+
+    first_push: Annotated[int, Meta(ge=1, le=1 << 20)]
+    push_multiple: Annotated[int, Meta(ge=1, le=1 << 20)]
+    lag_samples: Count
+    noise: list[NoisePace]
+    levels: Annotated[list[CodecLevel], Meta(max_length=1024)]
+    layers: Annotated[list[CodecLayer], Meta(max_length=1024)]
 
 
 @dataclass(frozen=True)
@@ -230,7 +251,9 @@ class AnyMeta:
 
 _ONNX_META: dict[str, type[Any]] = {"encoder": OnnxEncoderMeta, "llm": OnnxLlmMeta, "codec": OnnxCodecMeta}
 META: dict[tuple[str, str], type[Any]] = {("onnx", name): kind for name, kind in _ONNX_META.items()}
+META["gguf", "encoder"] = GgufEncoderMeta
 META["gguf", "llm"] = GgufLlmMeta
+META["gguf", "codec"] = GgufCodecMeta
 META |= {
     ("openvino", "encoder"): OpenVinoEncoderMeta,
     ("openvino", "llm"): OpenVinoLlmMeta,
@@ -242,14 +265,14 @@ ROLES = {
     ("onnx", "encoder"): {"encoder"},
     ("onnx", "llm"): {"body", "text_head", "audio_head"},
     ("onnx", "codec"): {"codec"},
+    ("gguf", "encoder"): {"encoder"},
     ("gguf", "llm"): {"body", "heads"},
+    ("gguf", "codec"): {"codec"},
     ("openvino", "encoder"): {"encoder"},
     ("openvino", "llm"): {"body", "text_head", "audio_head"},
     ("openvino", "codec"): {"codec"},
 }
 """(format, component) -> the graphs or files without which it cannot run."""
-_WITH_TTS_GRAPH = ("onnx", "openvino")
-"""Formats whose LLM has a graph "tts" besides where the model has a TTS adapter."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +341,7 @@ def _check_component(component: Component, name: str, spec: OmniSpec, source: So
         typed(known, AnyMeta, source, path=f"{path}.meta")
         return
     meta = typed(component.meta, typed_meta, source, newer=newer, path=f"{path}.meta")
-    tts = {"tts"} if spec.tts_layers and name == "llm" and component.format in _WITH_TTS_GRAPH else set[str]()
+    tts = {"tts"} if name == "llm" and spec.tts_layers else set[str]()
     if missing := sorted((ROLES[component.format, name] | tts) - set(component.graphs)):
         raise source.fault(f"{', '.join(missing)} missing", f"{path}.graphs")
     if isinstance(meta, (OnnxLlmMeta, OpenVinoLlmMeta)):

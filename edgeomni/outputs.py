@@ -130,6 +130,11 @@ def write_file(path: str | os.PathLike[str], data: bytes, force: bool = False) -
         f.write(data)
 
 
+def user_cache() -> Path:
+    """Where EdgeOmni may keep small files that can be made anew: below XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")) / "edgeomni"
+
+
 def named(path: str | os.PathLike[str]) -> Path:
     """The path of an output. Raises UsageError for what cannot name one: nothing at all, or a zero byte."""
     text = os.fspath(path)

@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -24,8 +25,10 @@ from .components import Components, OpenOptions
 from .engines import COMPONENTS, Device, EngineName
 from .errors import CheckpointError, UsageError
 from .generate import Forced, Options, check_lengths
-from .hardware import check_threads
+from .hardware import check_threads, cores
 from .interrupt import Interrupt
+from .overlap import Overlap, OverlapChoice, OverlapMode, SharedThreads
+from .overlap_choice import fastest, remembered
 from .question import LongAudio, Question, Sound, Window
 from .sampling import Sampling
 from .shipped import to_run
@@ -39,7 +42,7 @@ logger = logging.getLogger("edgeomni")
 
 
 _cache: weakref.WeakKeyDictionary[Bundle, dict[tuple[object, ...], Model]] = weakref.WeakKeyDictionary()
-"""Of each Bundle object, what is loaded for (threads, device, engine)."""
+"""Of each Bundle object, what is loaded for (options, engine)."""
 _loading = threading.Lock()
 
 
@@ -54,11 +57,15 @@ class Session:
     constructor belong to the caller, who closes them after the sessions.
     """
 
-    def __init__(self, components: Components, spec: OmniSpec, tokenizer_json: str | None) -> None:
-        self._hold(Model(components, spec, Tokenizer(tokenizer_json, spec.layout)))
+    def __init__(
+        self, components: Components, spec: OmniSpec, tokenizer_json: str | None, overlap: Overlap | None = None
+    ) -> None:
+        self._hold(Model(components, spec, Tokenizer(tokenizer_json, spec.layout)), overlap or Overlap())
 
-    def _hold(self, model: Model) -> None:
-        self.spec = model.spec
+    def _hold(self, model: Model, overlap: Overlap) -> None:
+        self.spec, self._overlap = model.spec, overlap
+        if overlap.mode != "off":
+            SharedThreads(model.components, overlap.threads).prepare()
         self._stop_ids = frozenset(model.tokenizer.id_of(word) for word in model.spec.chat.stop_words)
         self._model: Model | None = model
         self._turn: weakref.ref[Turn] | None = None
@@ -72,43 +79,58 @@ class Session:
         threads: int | None = None,
         device: Device = "cpu",
         engine: EngineName | None = None,
+        overlap: OverlapChoice = "auto",
     ) -> Session:
         """Opens a bundle (or a Bundle already open, whose weights are then shared) or a checkpoint directory.
 
         A checkpoint runs on the torch reference. The name of a shipped model ("nano") stands for its bundle, and with
         engine "torch" for its checkpoint; a local path of that name comes first. `threads`: per engine session, None
-        for all cores. `engine`: insists on that engine. Raises UsageError for names that do not exist and an engine
-        that does not run this source, BundleError, CheckpointError (also for a stop word that is not one entry of the
+        for all cores. `engine`: insists on that engine. `overlap`: whether the codec computes beside the LLM, which
+        changes when sound comes and not how it sounds; "auto" times a bundle's answers once on this machine, on a CPU,
+        and takes the fastest way (see `overlap`). Raises UsageError for names that do not exist and an engine that
+        does not run this source, BundleError, CheckpointError (also for a stop word that is not one entry of the
         vocabulary), and EngineError for an engine or a device that is not there.
         """
         if device not in get_args(Device):
             raise UsageError(f"unknown device {device!r}; known are {', '.join(get_args(Device))}")
+        if overlap not in get_args(OverlapChoice):
+            raise UsageError(f"overlap must be {', '.join(get_args(OverlapChoice))}, not {overlap!r}")
         check_threads(threads)
+        options = OpenOptions(threads, device)
         if isinstance(source, Bundle):
-            return cls._of_bundle(source, threads, device, engine)
+            return cls._of_bundle(source, options, engine, overlap)
         path = to_run(source, engine)
         if is_bundle(path):
-            return cls._of_bundle(Bundle.open(path), threads, device, engine)
-        return cls._of_checkpoint(Path(path), threads, device, engine)
+            return cls._of_bundle(Bundle.open(path), options, engine, overlap)
+        return cls._of_checkpoint(Path(path), options, engine, overlap)
 
     @classmethod
-    def _of_bundle(cls, bundle: Bundle, threads: int | None, device: Device, engine: EngineName | None) -> Session:
+    def _of_bundle(
+        cls, bundle: Bundle, options: OpenOptions, engine: EngineName | None, overlap: OverlapChoice
+    ) -> Session:
         from . import runtimes
 
         with _loading:
             cached = _cache.setdefault(bundle, {})
-            if (key := (threads, device, engine)) not in cached:
-                components = runtimes.open_components(bundle, OpenOptions(threads, device), engine)
+            known = remembered(bundle, options, engine) if overlap == "auto" else overlap
+            beside = replace(options, side_by_side=True)
+            if known != "off" or (overlap == "auto" and (beside, engine) in cached):
+                options = beside
+            if (key := (options, engine)) not in cached:
+                components = runtimes.open_components(bundle, options, engine)
                 tokenizer = bundle.manifest.tokenizer
                 text = bundle.file(tokenizer.path).read_text(encoding="utf-8") if tokenizer else None
                 cached[key] = _owned(components, bundle.spec, text)
+            mode = known or fastest(bundle, cached[key].components, options, engine)
         for name in COMPONENTS:
             part, used = bundle.manifest.components[name], runtimes.chosen_engine(bundle, name, engine)
             logger.info("%s runs on %s (%s:%s)", name, used.name, part.format, part.precision)
-        return cls._on(cached[key], threads, device)
+        return cls._on(cached[key], options, mode)
 
     @classmethod
-    def _of_checkpoint(cls, path: Path, threads: int | None, device: Device, engine: EngineName | None) -> Session:
+    def _of_checkpoint(
+        cls, path: Path, options: OpenOptions, engine: EngineName | None, overlap: OverlapChoice
+    ) -> Session:
         if engine not in (None, "torch"):
             raise UsageError(f"{path} is a checkpoint, which runs on torch; export it to run it on {engine}")
         if not path.exists():
@@ -117,16 +139,26 @@ class Session:
         from .runtimes.torch import components_of
 
         model = checkpoints.load(path)
-        components = components_of(model, OpenOptions(threads, device))
+        components = components_of(model, options)
         logger.info("all components run on torch (checkpoint, fp32)")
-        return cls._on(_owned(components, model.spec, model.tokenizer_json), threads, device)
+        owned = _owned(components, model.spec, model.tokenizer_json)
+        return cls._on(owned, options, "off" if overlap == "auto" else overlap)
 
     @classmethod
-    def _on(cls, model: Model, threads: int | None, device: Device) -> Session:
-        logger.info("device %s, threads: %s", device, threads or "all cores")
+    def _on(cls, model: Model, options: OpenOptions, mode: OverlapMode) -> Session:
+        logger.info("device %s, threads: %s", options.device, options.threads or "all cores")
+        logger.info("codec beside LLM: %s", mode)
         session = cls.__new__(cls)
-        session._hold(model)
+        session._hold(model, Overlap(mode, options.threads or cores()))
         return session
+
+    @property
+    def overlap(self) -> OverlapMode:
+        """When the codec computes beside the LLM: "off", "on", or "after-text": only after the text of an answer.
+
+        The sound is the same in all of them. A chunk that is decoded beside the LLM comes with one of the next frames.
+        """
+        return self._overlap.mode
 
     @property
     def model(self) -> Model:
@@ -218,7 +250,7 @@ class Session:
         question.check(model.spec, model.tokenizer)
         frames = audio_frames(task, max_seconds, model.spec)
         forced = Forced(forced_codes, forced_text_end)
-        options = Options(sampling or Sampling(), max_length, strict, noise_seed, forced, self._stop_ids)
+        options = Options(sampling or Sampling(), max_length, strict, noise_seed, forced, self._stop_ids, self._overlap)
         check_lengths(model.spec, options)
         interrupt = Interrupt()
         answer = Answer(model, question, options, frames, interrupt, began)
@@ -248,13 +280,14 @@ def load(
     threads: int | None = None,
     device: Device = "cpu",
     engine: EngineName | None = None,
+    overlap: OverlapChoice = "auto",
 ) -> Session:
     """A Session on a shipped model ("nano"), a bundle or a checkpoint: the same as `Session.open`, and raises the same.
 
     >>> with load("nano") as session:                                   # doctest: +SKIP
     ...     end = list(session.respond("at", audio="question.wav"))[-1]
     """
-    return Session.open(source, threads=threads, device=device, engine=engine)
+    return Session.open(source, threads=threads, device=device, engine=engine, overlap=overlap)
 
 
 def _owned(components: Components, spec: OmniSpec, tokenizer_json: str | None) -> Model:

@@ -8,7 +8,7 @@ from types import TracebackType
 
 
 class Spans:
-    """Collects durations by name.
+    """Collects durations by name. Several threads may measure spans at the same time.
 
     >>> spans = Spans()
     >>> with spans("encoder"):

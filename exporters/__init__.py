@@ -7,8 +7,9 @@ What a format's folder offers by these names, so that export.py and the gate nee
     schemes_for(component, precision, options)         tensor group -> Scheme; UsageError for what is not offered
     export(model, component, out, precision, options)  writes the component and returns its manifest entry
     altered(model, component, root)                    stored tensors that are not what the model's weights give
-    as_exported(model, component, exact=...)           a context in which the torch model computes as the export should;
-                                                       `exact`: as it should in the engine's exact mode
+    as_exported(model, component, exact=..., root=...) a context in which the torch model computes as the export should;
+                                                       `exact`: as it should in the engine's exact mode; `root`: where
+                                                       the export lies, for formats that read of it how they stored
     rounds_inputs(component)                           whether kernels round their inputs: then the exact mode differs
     codec_as_exported(model, component)                the codec's plan with the weights as stored; None: as they are
     stored_schemes(component)                          tensor group -> Scheme, as the manifest states them

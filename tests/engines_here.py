@@ -16,6 +16,8 @@ from edgeomni.components import Components, Features
 from edgeomni.exporters import exporter_of, options_of
 from edgeomni.model.omni import OmniModel
 from edgeomni.runtimes import fake
+from edgeomni.runtimes.ggml.codec import GgmlCodec
+from edgeomni.runtimes.ggml.encoder import GgmlEncoder
 from edgeomni.runtimes.llamacpp.llm import LlamaLanguageModel
 from edgeomni.runtimes.onnxruntime.codec import OrtCodec
 from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
@@ -24,10 +26,8 @@ from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 from edgeomni.runtimes.torch import components_of
 
 OPENVINO = ["openvino"] if find_spec("openvino") else []
-ENGINES = ["torch", "ort", "portable", *OPENVINO]
-OF_PART = {"llm": [*ENGINES, "llamacpp"]}
-"""Engines that run only some components, with those that run all."""
-WITH_FAKE = [*OF_PART["llm"], "fake"]
+ENGINES = ["torch", "ort", "portable", "llamacpp", *OPENVINO]
+WITH_FAKE = [*ENGINES, "fake"]
 
 
 def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
@@ -35,17 +35,21 @@ def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
     return {
         "torch": components_of(model),
         "ort": exported(model, root / "ort", "ort"),
-        "portable": (portable := exported(model, root / "portable", "portable")),
-        "llamacpp": Components(portable.encoder, exported_gguf(model, root / "gguf"), portable.codec),
+        "portable": exported(model, root / "portable", "portable"),
+        "llamacpp": Components(
+            exported_gguf_part(model, "encoder", root / "gguf"),
+            exported_gguf(model, root / "gguf"),
+            exported_gguf_part(model, "codec", root / "gguf"),
+        ),
         "fake": fake.components(model.spec, script(model.spec, 60)),
         **{name: exported_openvino(model, root / name) for name in OPENVINO},
     }
 
 
-def exported(model: OmniModel, out: Path, flavour: str) -> Components:
+def exported(model: OmniModel, out: Path, flavour: str, threads: int = 1) -> Components:
     def opened(name: str, adapter: Any) -> Any:
         component = exporter_of("onnx").export(model, name, out, "fp32", options_of("onnx", {"flavour": flavour}))
-        return adapter(out, component, model.spec, SessionFactory(1))
+        return adapter(out, component, model.spec, SessionFactory(threads))
 
     return Components(opened("encoder", OrtEncoder), opened("llm", OrtLanguageModel), opened("codec", OrtCodec))
 
@@ -53,6 +57,13 @@ def exported(model: OmniModel, out: Path, flavour: str) -> Components:
 def exported_gguf(model: OmniModel, out: Path, precision: str = "fp32", **options: str) -> LlamaLanguageModel:
     component = exporter_of("gguf").export(model, "llm", out, precision, options_of("gguf", options))
     return LlamaLanguageModel(out, component, model.spec, 1)
+
+
+def exported_gguf_part(model: OmniModel, name: str, out: Path, precision: str = "fp32") -> Any:
+    """The encoder or the codec on ggml."""
+    out.mkdir(exist_ok=True, parents=True)
+    component = exporter_of("gguf").export(model, name, out, precision)
+    return {"encoder": GgmlEncoder, "codec": GgmlCodec}[name](out, component, model.spec, 1)
 
 
 def exported_openvino(model: OmniModel, out: Path, precision: str = "fp32") -> Components:
@@ -75,7 +86,7 @@ def exported_openvino(model: OmniModel, out: Path, precision: str = "fp32") -> C
 
 def every(part: str, engines: Sequence[str] | None = None) -> Any:
     """Parametrizes a test over engines (all that run the part), through the fixture of that component's name."""
-    return pytest.mark.parametrize(part, engines or OF_PART.get(part, ENGINES), indirect=True)
+    return pytest.mark.parametrize(part, engines or ENGINES, indirect=True)
 
 
 def random_ids(model: OmniModel, frames: int, seed: int = 0, rows: int = 1) -> np.ndarray:

@@ -42,6 +42,7 @@ def test_a_closed_session_answers_nothing_and_leaves_given_components_open() -> 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Components]:
     """What `runtimes.open_components` gave out, newest last; its encoders know whether they were closed."""
+    monkeypatch.setenv("EDGEOMNI_OVERLAP_CACHE", "0")
     given: list[Components] = []
 
     def load(bundle: Bundle, options: OpenOptions, engine: str | None) -> Components:
@@ -55,8 +56,10 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Components]:
 
 
 def a_bundle() -> Bundle:
-    part = SimpleNamespace(engine="onnxruntime", format="onnx", precision="int8")
-    manifest = SimpleNamespace(spec=SPEC, components=dict.fromkeys(("encoder", "llm", "codec"), part), tokenizer=None)
+    part = SimpleNamespace(engine="onnxruntime", format="onnx", precision="int8", files=())
+    manifest = SimpleNamespace(
+        spec=SPEC, components=dict.fromkeys(("encoder", "llm", "codec"), part), tokenizer=None, reference=None
+    )
     return Bundle(Path("bundle"), manifest)  # type: ignore[arg-type]
 
 
@@ -110,11 +113,11 @@ def test_a_session_opened_by_path_frees_its_components(
 
 def test_opening_tells_what_runs_where(loads: list[Components], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "edgeomni")
-    Session.open(a_bundle(), threads=3, engine="onnxruntime")
+    Session.open(a_bundle(), threads=3, engine="onnxruntime", overlap="off")
     runs = [f"{name} runs on onnxruntime (onnx:int8)" for name in ("encoder", "llm", "codec")]
-    assert [r.message for r in caplog.records] == [*runs, "device cpu, threads: 3"]
+    assert [r.message for r in caplog.records] == [*runs, "device cpu, threads: 3", "codec beside LLM: off"]
     Session.open(a_bundle())
-    assert caplog.records[-1].message == "device cpu, threads: all cores"
+    assert caplog.records[-2].message == "device cpu, threads: all cores"
 
 
 def test_another_engine_than_the_bundles_is_refused(loads: list[Components]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,11 @@ from edgeomni.arrays import F32
 from edgeomni.bundle import Component
 from edgeomni.errors import EngineError, UsageError
 from edgeomni.exporters import options_of
+from edgeomni.exporters.gguf import codec as gguf_exporter
 from edgeomni.exporters.onnx import codec as codec_exporter
 from edgeomni.model.codec_reader import halved, read_plan
 from edgeomni.runtimes.common.streaming_codec import StreamingCodec, noise_generator
+from edgeomni.runtimes.ggml.codec import GgmlCodec
 from edgeomni.runtimes.onnxruntime.codec import OrtCodec
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 from edgeomni.runtimes.torch.codec import TorchCodec
@@ -33,7 +36,7 @@ MIMI_VARIANTS: dict[str, dict[str, Any]] = {
     "mimi_dense_up": {"upsample_groups": 8, "attention_bias": True, "head_dim": 6},
 }
 CODECS = [*LAYOUTS, *MIMI_VARIANTS]
-ENGINES = ["torch", "ort", "portable"]
+ENGINES = ["torch", "ort", "portable", "ggml"]
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +63,22 @@ def reference(name: str) -> tuple[Codec, CodecSpec]:
 def decoder_of(codec: Codec, spec: CodecSpec, engine: str, root: Path) -> StreamingCodec[Any]:
     if engine == "torch":
         return TorchCodec(model_of(codec, spec))
+    if engine == "ggml":
+        return ggml_codec(codec, spec, root, "fp32")
     component = exported(codec, spec, root, flavour=engine)
     return OrtCodec(root, component, model_of(codec, spec).spec, SessionFactory(1))
 
 
 def model_of(codec: Codec, spec: CodecSpec) -> Any:
-    return types.SimpleNamespace(codec=codec, spec=types.SimpleNamespace(codec=spec))
+    spec_of = types.SimpleNamespace(codec=spec)
+    return types.SimpleNamespace(codec=codec, spec=spec_of, provenance={}, licences={})
+
+
+def ggml_codec(codec: Codec, spec: CodecSpec, root: Path, precision: str) -> GgmlCodec:
+    """Opened from what a manifest would hold, read back from JSON."""
+    component = gguf_exporter.export(model_of(codec, spec), root, root, precision)
+    component.meta = json.loads(json.dumps(component.meta))
+    return GgmlCodec(root, component, model_of(codec, spec).spec, 1)
 
 
 def exported(codec: Codec, spec: CodecSpec, root: Path, precision: str = "fp32", flavour: str = "ort") -> Component:
@@ -214,8 +227,10 @@ def test_snakes_of_any_alpha(alphas: tuple[float, float], tmp_path: Path) -> Non
             parameter.data.uniform_(*alphas)
     spec = snac_spec(codec)
     codes = random_codes(spec, 4)
-    decoder = decoder_of(codec, spec, "ort", tmp_path)
-    assert_allclose(np.concatenate(stream(decoder, codes, [4])), offline(codec, spec, codes), atol=1e-4)
+    for engine in ("ort", "ggml"):
+        (tmp_path / engine).mkdir()
+        decoder = decoder_of(codec, spec, engine, tmp_path / engine)
+        assert_allclose(np.concatenate(stream(decoder, codes, [4])), offline(codec, spec, codes), atol=1e-4)
 
 
 def test_published_decode(golden: Any, tmp_path: Path) -> None:

@@ -24,7 +24,10 @@ GROUPS = {
         ("fp16", "fp16", "fp16", "fp16"),
         ("int8", "int8", "int8", "fp32"),
         ("int4", "int8", "int4", "fp32"),
-        ("q4_k_m", "q4_k_m", "q4_k_m", "fp32"),  # another format's; whether it is offered is for that format to say
+        ("q4_k_m", "q8_0", "q4_k_m", "f16"),
+        ("bf16", "bf16", "bf16", "f16"),
+        ("q8_0", "q8_0", "q8_0", "f16"),
+        ("nf4", "nf4", "nf4", "fp32"),  # another format's; whether it is offered is for that format to say
     ],
 )
 def test_one_word_fills_three_components(precision: str, encoder: str, llm: str, codec: str) -> None:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from turns import SPEC, Turn, plain
 
-from edgeomni import generate as loop
 from edgeomni.components import Features, features_between
 from edgeomni.generate import Stop
+from edgeomni.prefill import PREFILL_FRAMES, prefill
 from edgeomni.runtimes import fake
 
 # --- the prompt in pieces
 
-P = loop.PREFILL_FRAMES
+P = PREFILL_FRAMES
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_prompt_goes_in_by_pieces(length: int, pieces: list[int], rows: int) -
     ids[rows - 1, 0, -1] = 111
     llm = fake.FakeLanguageModel(SPEC, [[0, 0, 0, 0]])
     state = llm.start(rows, whole)
-    hidden = loop.prefill(llm, ids, (), state)
+    hidden = prefill(llm, ids, (), state)
     assert isinstance(hidden, fake.FakeHidden) and hidden.rows == rows
     assert [f.shape for f in state.fed[: len(pieces)]] == [(1, 4, n) for n in pieces]
     shared = np.concatenate(state.fed[: len(pieces)], axis=2)
@@ -49,7 +49,7 @@ def test_features_reach_their_own_positions_across_pieces(start: int, count: int
     values = np.repeat(np.arange(1, count + 1, dtype=np.float32)[:, None], SPEC.body.width, axis=1)
     llm = fake.FakeLanguageModel(SPEC, [[0, 0, 0, 0]])
     state = llm.start(rows, length)
-    loop.prefill(llm, ids, [Features(start, values)], state)
+    prefill(llm, ids, [Features(start, values)], state)
     seen, position = np.zeros(length), 0
     for fed, segments in zip(state.fed, state.features, strict=True):
         for segment in segments:

@@ -208,6 +208,8 @@ def test_percentiles_by_hand() -> None:
 class ScriptedSession:
     """Answers turn i with the i-th figures and spans, and keeps what it was asked."""
 
+    overlap = "after-text"
+
     def __init__(self, *turns: tuple[dict[str, float], dict[str, list[float]]]) -> None:
         self.spec, self.turns = small_spec(context=400), iter(turns)
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -345,6 +347,32 @@ def test_budgets_and_headlines_are_picked_from_a_report() -> None:
     bare = {**REPORT, "turn": {"total": 0.0}, "peak_rss_mb": None, "bundle": {"name": "b"}}
     assert report.figures(bare) == {"load_s": 2.0, "total": 0.0}, "what was not measured is left out, 0 is not"
     assert measure.budget_figures(bare) == {"ttfa_s": None, "rtf": None, "peak_rss_mb": None, "bundle_mb": None}
+
+
+def test_a_report_tells_how_the_answers_were_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, opened = scripted(monkeypatch, ({}, {})), list[dict[str, Any]]()
+
+    def open_(source: Any, **how: Any) -> ScriptedSession:
+        opened.append(how)
+        return session
+
+    monkeypatch.setattr(Session, "open", open_)
+    result = measure.measure(measure.Job("nowhere", seconds=0.5, turns=1, warmup=0, overlap="on", threads=3))
+    assert opened == [{"threads": 3, "device": "cpu", "engine": None, "overlap": "on"}]
+    assert (result["overlap"], result["job"]["overlap"]) == ("after-text", "on"), "what was chosen, what was asked for"
+
+
+def test_the_codec_beside_the_llm_is_not_counted_twice() -> None:
+    stages = {**REPORT["stages"], "codec.wait": REPORT["stages"]["codec"], "frame": REPORT["stages"]["codec"]}
+    for overlap, names in (("on", ["codec (overlapped)", "codec.wait (for it)"]), ("off", ["codec", "codec.wait"])):
+        console = Console(width=120, record=True, file=io.StringIO())
+        console.print(*report.tables({**REPORT, "stages": stages, "overlap": overlap}))
+        shown = console.export_text()
+        rows = [line.strip("│┃ ").split("│")[0].strip() for line in shown.splitlines()]
+        assert [row for row in rows if row.startswith(("codec", "frame"))][:3] == [*names, "frame"]
+        assert (
+            ("frame + codec.wait" in shown) == ("overlap on: the codec computed beside" in shown) == (overlap == "on")
+        )
 
 
 def test_tables_name_what_was_measured_and_how() -> None:

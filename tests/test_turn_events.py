@@ -54,7 +54,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in ("session", "turn", "generate", "spans"):
+        for module in ("session", "turn", "overlap", "spans"):
             monkeypatch.setattr(f"edgeomni.{module}.perf_counter", lambda: self.now)
 
     def takes(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seconds: Callable[..., float]) -> None:

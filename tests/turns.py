@@ -73,12 +73,14 @@ class Turn:
         spec: OmniSpec = SPEC,
         two_row: bool = True,
         llm: Recorder | None = None,
+        codec: fake.FakeCodec | None = None,
+        spans: Spans | None = None,
         cancelled: Callable[[], bool] | None = None,
         features: int = 4,
         on_event: Callable[[Any], None] = lambda _: None,
     ) -> None:
         self.llm = llm or Recorder(spec, frames)
-        self.codec, self.spans = fake.FakeCodec(spec), Spans()
+        self.codec, self.spans = codec or fake.FakeCodec(spec), spans or Spans()
         spoken = task in ("aa", "at", "asr")
         asked = {"features": features} if spoken else {"text_ids": [5] * features}
         self.prompt = prompts.build(spec, task, two_row=two_row, **asked)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,11 +109,18 @@ def _components(bundle: Bundle) -> Table:
     table.add_column("MB", justify="right")
     for name in COMPONENTS:
         part = bundle.manifest.components[name]
-        stored = Text("\n").join(plain(f"{group} {scheme}") for group, scheme in part.scheme.items())
+        stored = Text("\n").join(plain(line) for line in _stored(part.scheme))
         size = sum(f.size for f in part.files) / 1e6
         table.add_row(*map(plain, (name, part.engine, part.format, part.precision)), stored, f"{size:.2f}")
     table.add_row("total", "", "", "", "", f"{bundle.size / 1e6:.2f}")
     return table
+
+
+def _stored(scheme: dict[str, str]) -> list[str]:
+    """One line for each group of tensors, and one for all single tensors that a mixture stores in another scheme."""
+    single = Counter(kind for name, kind in scheme.items() if name.endswith(".weight"))
+    groups = [f"{name} {kind}" for name, kind in scheme.items() if not name.endswith(".weight")]
+    return groups + [f"{count} tensors {kind}" for kind, count in single.items()]
 
 
 def _graphs(bundle: Bundle) -> Table:

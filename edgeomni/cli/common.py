@@ -16,6 +16,7 @@ from rich.console import Console
 from ..engines import ENGINES, Device
 from ..errors import EdgeOmniError
 from ..install_hint import install_command
+from ..overlap import OverlapChoice
 from .terminal import visible
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -167,5 +168,12 @@ engine_options = options(
         type=click.Choice(list(ENGINES)),
         help="Insist on this engine (torch is for checkpoints) [default: the one that runs SOURCE].",
     ),
+)
+overlap_option = click.option(
+    "--overlap",
+    type=click.Choice(get_args(OverlapChoice)),
+    default="auto",
+    show_default=True,
+    help="Whether the codec computes beside the LLM: as is faster here (timed once), always, or never.",
 )
 force_option = click.option("--force", is_flag=True, help="Overwrite what exists.")

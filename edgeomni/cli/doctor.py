@@ -16,6 +16,7 @@ from ..hardware import closest_profile, detect
 from ..install_hint import install_command
 from ..printing import say, show
 from .common import console
+from .llama_build import build_line, llama_build
 
 TOOLS = {
     "transformers": ("export", "init and export"),
@@ -57,12 +58,13 @@ def doctor_(as_json: bool) -> None:
     show(out, _table(report))
     offered = [name.removesuffix("ExecutionProvider") for name in report["providers"]]
     providers = f"providers of onnxruntime: {', '.join(offered) or 'none, it is not installed'}"
-    for line in (*_missing(report), "", providers, *_machine(report["machine"])):
+    build = [build_line(report["llama_cpp"])] if report["llama_cpp"] else []
+    for line in (*_missing(report), "", providers, *build, *_machine(report["machine"])):
         say(out, line)
 
 
 def examine() -> dict[str, Any]:
-    """Versions are read from installed metadata, so that nothing heavy is imported."""
+    """Versions are read from installed metadata, so that nothing heavy is imported here."""
     machine = detect()
     engines = {e.name: _part(e.distributions, e.install, _use(e)) for e in ENGINES.values()}
     tools = {name: _part((name,), install_command(extra), f"needed by {use}") for name, (extra, use) in TOOLS.items()}
@@ -72,6 +74,7 @@ def examine() -> dict[str, Any]:
         "engines": engines,
         "tools": tools,
         "providers": _providers(),
+        "llama_cpp": llama_build() if engines["llama.cpp"]["version"] else None,
         "machine": facts,
     }
 

@@ -13,7 +13,7 @@ import click
 from ..outputs import check_file, first_few, new_file
 from ..printing import say, show
 from ..spec import TASKS
-from .common import console, engine_options, force_option, options
+from .common import console, engine_options, force_option, options, overlap_option
 from .terminal import visible
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ answer_options = options(
 @hearing_options
 @answer_options
 @engine_options
+@overlap_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("--rows", metavar="FILE", help="Write every sample's answer and scores as JSON Lines.")
 @force_option
@@ -108,7 +109,7 @@ def _evaluated(sources: list[str], how: dict[str, Any]) -> list[Evaluation]:
 
     data = read_data(how["source_data"], how["format_"], max_bad=how["max_bad"])
     heard = how["recogniser"]
-    same = {name: how[name] for name in ("limit", "seed", "threads", "device", "engine")}
+    same = {name: how[name] for name in ("limit", "seed", "threads", "device", "engine", "overlap")}
     same |= {
         "recogniser": Hearings(heard, sentences(data.samples), how["recogniser_timeout"]) if heard else None,
         "tasks": how["tasks"] or None,

@@ -22,8 +22,9 @@ component_options = options(
     click.option("--format", "target", default="onnx", show_default=True, help="Format of what is not named below."),
     click.option(
         "--precision",
-        type=click.Choice(["fp32", "fp16", "int8", "int4"]),
-        help="Of all components, none below its floor [default: what --profile chooses, else int4].",
+        metavar="PRECISION",
+        help="Of all components, none below its floor: fp32, fp16, int8, int4, or for GGUF f16, bf16, q8_0, q4_0 ... "
+        "[default: what --profile chooses, else int4; GGUF q4_0].",
     ),
     click.option("--encoder", metavar="FORMAT:PRECISION", help="onnx:int8, for instance."),
     click.option("--llm", metavar="FORMAT:PRECISION", help="onnx:int4, for instance."),
@@ -37,6 +38,7 @@ component_options = options(
     ),
     click.option("--block", type=click.IntRange(1), help="Inputs per scale in the LLM's blocks."),
     click.option("--heads", metavar="PRECISION", help="Of the LLM's heads and embedding in GGUF: q8_0, for instance."),
+    click.option("--imatrix", metavar="FILE", help="llama.cpp's importance matrix, for the LLM's blocks in GGUF."),
     click.option("--threads", type=click.IntRange(1), help="Threads for the gate [default: all cores]."),
 )
 gate_options = options(
@@ -99,10 +101,10 @@ def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, 
     from ..export import choices
     from ..gate.judge import GateOptions, parse_limit
 
-    precision = how["precision"] or "int4"
+    precision = how["precision"] or {"gguf": "q4_0"}.get(how["target"], "int4")
     formats = profile.choices() if profile and not how["precision"] else dict.fromkeys(COMPONENTS, how["target"])
     formats.update({name: how[name] for name in COMPONENTS if how[name]})
-    own = {"onnx": {k: how[k] for k in ("flavour", "block")}, "gguf": {"heads": how["heads"]}}
+    own = {"onnx": {k: how[k] for k in ("flavour", "block")}, "gguf": {k: how[k] for k in ("heads", "imatrix")}}
     own["openvino"] = {"block": how["block"]}
     choices(precision, formats, own)
     gate = GateOptions(dict(parse_limit(text) for text in how["gate"]), enforce=not how["no_gate"])

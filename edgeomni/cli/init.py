@@ -22,7 +22,7 @@ ANY_PRESET = f"--preset {'|'.join(PRESETS)} --random"
 
 parts = options(
     click.option("--encoder", help="Whisper encoder: hub id or directory (openai/whisper-small)."),
-    click.option("--llm", help="Qwen2, Qwen3, Llama or Mistral: hub id or directory (Qwen/Qwen2-0.5B)."),
+    click.option("--llm", help="Qwen2, Qwen3, Llama or Mistral: hub id, directory or GGUF file (Qwen/Qwen2-0.5B)."),
     click.option("--codec", help="SNAC or Mimi: hub id or directory (hubertsiuzdak/snac_24khz)."),
     click.option(
         "--adapter",

@@ -10,7 +10,7 @@ from ..hardware import detect, load_profile
 from ..printing import say, show
 from ..profiling import measure, report
 from ..spec import TASKS
-from .common import console, engine_options, options
+from .common import console, engine_options, options, overlap_option
 from .turn import window_of
 
 job_options = options(
@@ -34,6 +34,7 @@ job_options = options(
 @click.argument("bundle")
 @job_options
 @engine_options
+@overlap_option
 @click.option("--profile", "profile_name", help="Hardware profile whose budgets apply (a missed one exits 3).")
 @click.option("--save", is_flag=True, help="Write profiles/results/<device>-<bundle>-<date>.json.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line instead of tables.")

@@ -15,7 +15,7 @@ from ..shipped import sample_question
 from ..spec import AUDIO_OUT, TASKS
 from . import answer
 from .answer import Limits, reason
-from .common import engine_options, force_option, options, verbosity, verbosity_options
+from .common import engine_options, force_option, options, overlap_option, verbosity, verbosity_options
 from .sinks import STDOUT, Sinks, check_outputs, save_tokens
 from .stdin import STDIN, check_stdin, read_stdin, stdin_options
 from .turn import MAX_SECONDS, max_seconds_of, sampling_of, task_of, window_of
@@ -71,6 +71,7 @@ answer_options = options(
 @output_options
 @answer_options
 @engine_options
+@overlap_option
 @verbosity_options
 @force_option
 def run_(
@@ -108,7 +109,7 @@ def run_(
         request |= {"audio": audio, "sample_rate": rate, "channel": None}
     else:
         request["audio"] = question
-    session = Session.open(source, threads=how["threads"], device=how["device"], engine=how["engine"])
+    session = Session.open(source, **{k: how[k] for k in ("threads", "device", "engine", "overlap")})
     events = session.respond(task, **request)
     if sample and not how["quiet"]:
         click.echo(f"no question given, so {source} is asked its own sample: {sample.text}", err=True)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from ..bundle import Bundle
 from ..data.sample import Sample
 from ..engines import Device, EngineName
 from ..errors import AudioError, DataError, PromptError
+from ..overlap import OverlapChoice
 from ..sampling import Sampling, check_seed
 from ..session import AudioChunk, Session, TextDelta
 from ..spec import AUDIO_IN, AUDIO_OUT, Task
@@ -53,6 +55,7 @@ def evaluate(
     threads: int | None = None,
     device: Device = "cpu",
     engine: EngineName | None = None,
+    overlap: OverlapChoice = "auto",
     name: str | None = None,
     progress: Progress = lambda task, done, total: None,
 ) -> Evaluation:
@@ -62,14 +65,15 @@ def evaluate(
     are asked for by name; it then has no ceiling. `recogniser`: one of its own, Hearings to share what was heard, or a
     name for `recogniser_of`; without one, the sound of aa and ta is not judged. `limit`: samples of each task at most.
     `max_bad`: samples that may be unusable; each is told in the result, with those that were `unreadable` before, which
-    count. `seed`: of the shuffled references. `threads`, `device` and `engine` are those of Session.open. `name` is
-    what the result calls the source.
+    count. `seed`: of the shuffled references. `threads`, `device`, `engine` and `overlap` are those of Session.open.
+    `name` is what the result calls the source.
 
     Raises UsageError for tasks that the checkpoint does not have, DataError where more than `max_bad` samples or all
     of them cannot be used, EngineError where jiwer or the recogniser is missing or fails, and what Session.open raises.
     """
     check_seed(seed)
-    with _opened(source, threads, device, engine) as session:
+    how: dict[str, Any] = {"threads": threads, "device": device, "engine": engine, "overlap": overlap}
+    with _opened(source, how) as session:
         chosen, unfit = chosen_samples(samples, tasks, session.spec, limit)
         unusable = [*unreadable, *unfit]
         hearings = _hearings(recogniser, samples, chosen)
@@ -97,13 +101,11 @@ def _hearings(
 
 
 @contextmanager
-def _opened(
-    source: Session | Bundle | str | os.PathLike[str], threads: int | None, device: Device, engine: EngineName | None
-) -> Iterator[Session]:
+def _opened(source: Session | Bundle | str | os.PathLike[str], how: dict[str, Any]) -> Iterator[Session]:
     if isinstance(source, Session):
         yield source
         return
-    with Session.open(source, threads=threads, device=device, engine=engine) as session:
+    with Session.open(source, **how) as session:
         yield session
 
 

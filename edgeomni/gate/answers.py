@@ -15,8 +15,9 @@ import numpy as np
 from ..arrays import F32, I32
 from ..components import Encoder, Features, LanguageModel
 from ..errors import EdgeOmniError, GateError
-from ..generate import next_ids, prefill
+from ..generate import next_ids
 from ..interrupt import Interrupt
+from ..prefill import prefill
 from ..prompts import Prompt
 from ..question import Question
 from ..spans import Spans

@@ -143,7 +143,9 @@ def _torch_side(model: OmniModel, bundle: Bundle) -> figures.TorchSide:
 
     def exported(name: str, *, exact: bool = False) -> figures.Context:
         component = parts[name]
-        return lambda: exporters.exporter_of(component.format).as_exported(model, component, exact=exact)
+        return lambda: exporters.exporter_of(component.format).as_exported(
+            model, component, exact=exact, root=bundle.path
+        )
 
     schemes = exporters.exporter_of(parts["llm"].format).stored_schemes(parts["llm"])
     return figures.TorchSide(

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..arrays import F32, I32, I64
 from ..components import CodecDecoder, Encoder, Features, LanguageModel
-from ..generate import next_ids, prefill
+from ..generate import next_ids
+from ..prefill import prefill
 from ..prompts import build
 from ..sampling import Sampler, Sampling, choose_frame
 from ..spec import TASKS, CodecSpec, FrontEndSpec, OmniSpec

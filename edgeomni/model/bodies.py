@@ -12,11 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModel, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from ..errors import CheckpointError, SpecError
 from ..spec import BodySpec
 
+LLMS: dict[str, type[PreTrainedConfig]] = {
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+}
+"""What an LLM's configuration calls its type -> transformers' class of it."""
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 

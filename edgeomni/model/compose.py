@@ -19,7 +19,7 @@ from ..spec import AdapterSpec, BodySpec, OmniSpec, TokenLayout
 from . import codecs, encoders, parts, sources
 from .omni import OmniModel, fill, skeleton
 from .presets import draw
-from .tensors import Shapes, read_text, shapes_of, translated
+from .tensors import Shapes, shapes_of, translated
 
 logger = logging.getLogger("edgeomni")
 
@@ -40,7 +40,7 @@ def compose(
     streams: int | None = None,
     seed: int = 0,
 ) -> OmniModel:
-    """Hub ids or local directories -> OmniModel; `encoder` may also be an openai-whisper .pt file.
+    """Hub ids or local directories -> OmniModel; `encoder` may also be an openai-whisper .pt file, `llm` a GGUF file.
 
     `streams` (Mimi only): how many of its codebooks the model speaks, MIMI_STREAMS at most by default.
     New rows are drawn around the mean of the LLM's rows with their spread per dimension. No code of a part is run.
@@ -66,8 +66,7 @@ def compose(
     }
     shapes = shapes_of(model.state_dict())
     fill(model, {name: given[name] if name in given else draw(name, shape, seed) for name, shape in shapes.items()})
-    tokenizer = sources.find(llm, "tokenizer.json")
-    model.tokenizer_json = read_text(tokenizer) if tokenizer else None
+    model.tokenizer_json = sources.tokenizer_json(llm)
     model.provenance = _provenance({"encoder": encoder, "llm": llm, "codec": codec}, seed, tts_layers)
     model.licences = {part: sources.licence(s) for part, s in (("encoder", encoder), ("llm", llm), ("codec", codec))}
     note_limit(model, body)

@@ -32,13 +32,18 @@ Decode = Callable[[Sequence[I64]], F32]
 
 
 @contextmanager
-def holding_stored_weights(model: OmniModel, component: str, schemes: Mapping[str, Scheme]) -> Iterator[None]:
-    """Within the context the "encoder" or "llm" of `model` holds what quantizing by `schemes` leaves of its weights."""
+def holding_stored_weights(
+    model: OmniModel, component: str, schemes: Mapping[str, Scheme], importance: Mapping[str, F32] | None = None
+) -> Iterator[None]:
+    """Within the context the "encoder" or "llm" of `model` holds what quantizing by `schemes` leaves of its weights.
+
+    `importance` maps parameters' names to how much errors in their inputs matter (schemes.quantize).
+    """
     with ExitStack() as undo, torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith(PREFIXES[component]):
                 undo.callback(setattr, parameter, "data", parameter.data)
-                parameter.data = _stored_parameter(model, name, parameter.data, schemes)
+                parameter.data = _stored_parameter(model, name, parameter.data, schemes, importance or {})
         yield
 
 
@@ -77,11 +82,11 @@ def jittered(model: OmniModel, component: str, schemes: Mapping[str, Scheme]) ->
         yield
 
 
-def stored(weight: Tensor, scheme: Scheme) -> Tensor:
+def stored(weight: Tensor, scheme: Scheme, importance: F32 | None = None) -> Tensor:
     """What is left of a weight [n, k] after storing it: same shape, dtype and device; the weight itself at fp32."""
     if scheme.kind == "fp32":
         return weight
-    kept = torch.from_numpy(dequantize(quantize(weight.detach().float().cpu().numpy(), scheme)))
+    kept = torch.from_numpy(dequantize(quantize(weight.detach().float().cpu().numpy(), scheme, importance)))
     return kept.to(weight.device, weight.dtype)
 
 
@@ -136,7 +141,9 @@ def _restore(model: OmniModel, method: str, shadow: Callable[..., Tensor] | None
         setattr(model, method, shadow)
 
 
-def _stored_parameter(model: OmniModel, name: str, weight: Tensor, schemes: Mapping[str, Scheme]) -> Tensor:
+def _stored_parameter(
+    model: OmniModel, name: str, weight: Tensor, schemes: Mapping[str, Scheme], importance: Mapping[str, F32]
+) -> Tensor:
     if name == "embedding.weight":
         parts = weight.split([model.spec.layout.text_vocab, len(weight) - model.spec.layout.text_vocab])
         groups = ["embedding", "embedding"]
@@ -144,4 +151,4 @@ def _stored_parameter(model: OmniModel, name: str, weight: Tensor, schemes: Mapp
             groups = ["text_head", "embedding" if model.spec.tts_layers else "audio_head"]
         kept = [stored(rows, schemes[group]) for rows, group in zip(parts, groups, strict=True)]
         return weight if all(a is b for a, b in zip(kept, parts, strict=True)) else torch.cat(kept)
-    return stored(weight, scheme_of(name, schemes) or Scheme("fp32"))
+    return stored(weight, scheme_of(name, schemes) or Scheme("fp32"), importance.get(name))

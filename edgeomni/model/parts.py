@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import LlamaConfig, MimiConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import MimiConfig
 from transformers import WhisperConfig as Whisper
 
 from ..errors import CheckpointError
@@ -21,12 +21,6 @@ from .tensors import Shapes, differences, read_torch, refuse, refuse_deeper, ref
 
 MIMI_STREAMS = 8
 """Codebooks of Mimi that a composed model speaks unless told otherwise, as Moshi does (arXiv 2410.00037)."""
-LLMS: dict[str, type[PreTrainedConfig]] = {
-    "llama": LlamaConfig,
-    "mistral": MistralConfig,
-    "qwen2": Qwen2Config,
-    "qwen3": Qwen3Config,
-}
 Config = dict[str, Any]
 
 
@@ -93,7 +87,7 @@ def check_encoder(source: str) -> Config | None:
 def check_llm(source: str) -> Config:
     """As `check`, of the LLM alone."""
     sources.check_exists(source)
-    return _checked(source, "LLM", tuple(LLMS))
+    return _checked(source, "LLM", tuple(bodies.LLMS))
 
 
 def check_codec(source: str, streams: int | None) -> Config:
@@ -129,7 +123,7 @@ def read_llm(source: str, config: Config) -> Llm:
     state = {name.removeprefix("model."): tensor for name, tensor in found.items()}
     refuse_deeper(source, {"num_hidden_layers": config.get("num_hidden_layers", 0)}, len(state))
     with translated(f"{source}: config.json is no {config['model_type']} configuration"):
-        typed = LLMS[config["model_type"]].from_dict(dict(config))
+        typed = bodies.LLMS[config["model_type"]].from_dict(dict(config))
         spec, context = bodies.spec_of(typed, source), bodies.max_context(typed)
     if typed.tie_word_embeddings:
         state.pop("lm_head.weight", None)

@@ -16,11 +16,13 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from ..errors import CheckpointError
-from .tensors import digest, read_json, read_safetensors, read_torch, state_of, translated
+from ..gguf_files import is_gguf
+from . import gguf_llm, gguf_tokenizer
+from .tensors import digest, read_json, read_safetensors, read_text, read_torch, state_of, translated
 
 PROBE_S = 3.0
 """Seconds to wait for the hub's first answer. Without this probe, the hub's client retries for about 25 s per file."""
-_FILE_SUFFIXES = (".bin", ".json", ".onnx", ".pt", ".pth", ".safetensors", ".yaml")
+_FILE_SUFFIXES = (".bin", ".gguf", ".json", ".onnx", ".pt", ".pth", ".safetensors", ".yaml")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _EITHER = "give a local directory, or a hub id (openai/whisper-small) with the network up"
 # As the hub pages of these parts state them.
@@ -74,7 +76,12 @@ def find(source: str, name: str) -> Path | None:
 
 
 def config_json(source: str) -> dict[str, Any]:
-    """The part's config.json. Raises CheckpointError where there is none, or no JSON object in it."""
+    """The part's config.json, or what a GGUF file says in its place.
+
+    Raises CheckpointError where there is none, or no JSON object in it.
+    """
+    if is_gguf(Path(source)):
+        return gguf_llm.config_of(source)
     path = find(source, "config.json")
     if path is not None:
         return read_json(path)
@@ -86,16 +93,27 @@ def config_json(source: str) -> dict[str, Any]:
 
 
 def weights(source: str, keep: Callable[[str], bool] = lambda _: True) -> dict[str, Tensor]:
-    """The tensors of a part that `keep` wants by name: model.safetensors, pytorch_model.bin, or the shards of either.
+    """The tensors of a part that `keep` wants by name: model.safetensors, pytorch_model.bin, shards of either, or GGUF.
 
     Raises CheckpointError where there are no weights, or they cannot be read.
     """
+    if is_gguf(Path(source)):
+        found = gguf_llm.weights(source, gguf_llm.config_of(source))
+        return {name: tensor for name, tensor in found.items() if keep(name)}
     for name in _WEIGHT_FILES:
         if (path := find(source, name)) is not None:
             return _tensors(path, keep)
         if (index := find(source, f"{name}.index.json")) is not None:
             return _sharded(source, index, keep)
     raise CheckpointError(f"{source}: has no weights ({' or '.join(_WEIGHT_FILES)}); download it again")
+
+
+def tokenizer_json(source: str) -> str | None:
+    """The text of the LLM's tokenizer.json, None where it has none. Raises CheckpointError where it is no text."""
+    if is_gguf(Path(source)):
+        return gguf_tokenizer.tokenizer_json(source)
+    path = find(source, "tokenizer.json")
+    return read_text(path) if path else None
 
 
 def _sharded(source: str, index: Path, keep: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -145,6 +163,8 @@ def licence(source: str) -> str:
     for prefix, known in _KNOWN_LICENCES.items():
         if source.startswith(prefix):
             return f"{known} ({source})"
+    if is_gguf(Path(source)) and (told := gguf_llm.licence(source)):
+        return f"{told} ({short_name(source)})"
     readme = Path(source) / "README.md"
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     stated = re.search(r"^license:\s*(\S+)", text, re.M)

@@ -24,7 +24,7 @@ from .compose import AdapterKind, new_rows
 from .omni import OmniModel, fill, skeleton
 from .presets import draw
 from .swap_notes import Fit, Notes, notes_of
-from .tensors import read_text, shapes_of, translated
+from .tensors import shapes_of, translated
 
 _BLOCK = ("kind", "width", "heads", "kv_heads", "head_dim", "ffn", "qkv_bias", "o_bias", "mlp_bias", "qk_norm")
 """What a block of the body is made by; the TTS adapter consists of such blocks."""
@@ -272,8 +272,7 @@ def _describe(model: OmniModel, old: OmniModel, given: dict[str, str], new: _Par
     model.licences = {**old.licences, **{name: sources.licence(source) for name, source in given.items()}}
     model.tokenizer_json = old.tokenizer_json
     if new.llm:
-        tokenizer = sources.find(given["llm"], "tokenizer.json")
-        model.tokenizer_json = read_text(tokenizer) if tokenizer else None
+        model.tokenizer_json = sources.tokenizer_json(given["llm"])
         compose.note_limit(model, new.llm)
     elif "limit" in before:
         model.provenance["limit"] = before["limit"]

@@ -21,6 +21,7 @@ from ..engines import Device, EngineName
 from ..errors import EdgeOmniError, GateError, UsageError
 from ..hardware import check_threads, detect
 from ..outputs import write_file
+from ..overlap import OverlapChoice
 from ..sampling import Sampling
 from ..session import Session, TurnEnd
 from ..shipped import to_run
@@ -47,6 +48,7 @@ STAGES = (
     "frame.sampling",
     "frame.audio_head",
     "codec",
+    "codec.wait",
 )
 TURN_FIGURES = ("ttft", "ttfa", "prefill", "total", "audio", "rtf", "rtf_turn", "frames", "frames_per_s")
 
@@ -72,6 +74,7 @@ class Job:
     threads: int | None = None
     device: Device = "cpu"
     engine: EngineName | None = None
+    overlap: OverlapChoice = "auto"
     encoder_window: float | str | None = None
 
     def __post_init__(self) -> None:
@@ -116,7 +119,8 @@ def measure(job: Job) -> dict[str, Any]:
     began = perf_counter()
     source = to_run(job.source, job.engine)
     bundle = Bundle.open(source) if is_bundle(source) else None
-    session = Session.open(bundle or source, threads=job.threads, device=job.device, engine=job.engine)
+    how: dict[str, Any] = {name: getattr(job, name) for name in ("threads", "device", "engine", "overlap")}
+    session = Session.open(bundle or source, **how)
     load_s = perf_counter() - began
     arguments = _arguments(job, session.spec, bundle)
     ends = [_turn(session, job.task, arguments) for _ in range(job.warmup + job.turns)][job.warmup :]
@@ -129,6 +133,7 @@ def measure(job: Job) -> dict[str, Any]:
         "job": asdict(job),
         "bundle": _bundle_facts(job.source, bundle),
         "forced_frames": _forced(arguments),
+        "overlap": session.overlap,
         "load_s": load_s,
         "turn": _medians(ends),
         "stages": _stages(ends),

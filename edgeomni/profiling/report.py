@@ -24,6 +24,14 @@ LABELS = {
 """Figure -> (what it is, unit)."""
 
 
+BESIDE = {"codec": "codec (overlapped)", "codec.wait": "codec.wait (for it)"}
+"""Stages that are shown otherwise where the codec computes beside the LLM."""
+OVERLAPPED = (
+    "the codec computed beside the LLM, so that its time is part of the frames' time; "
+    "what the answer took is frame + codec.wait + the first and the last push of the codec"
+)
+
+
 def figures(report: dict[str, Any]) -> dict[str, float]:
     """The headline figures of a report, those that were measured, in the order of LABELS."""
     flat = {**report["turn"], "load_s": report["load_s"], "peak_rss_mb": report["peak_rss_mb"]}
@@ -40,7 +48,10 @@ def tables(report: dict[str, Any]) -> Iterator[str | Table]:
     for name, value in figures(report).items():
         table.add_row(LABELS[name][0], f"{value:.4g}", LABELS[name][1])
     yield table
-    yield _stage_table(report["stages"])
+    overlap = report.get("overlap", "off")
+    yield _stage_table(report["stages"], BESIDE if overlap != "off" else {})
+    if overlap != "off":
+        yield f"overlap {overlap}: {OVERLAPPED}"
 
 
 def _subject(report: dict[str, Any]) -> str:
@@ -54,13 +65,13 @@ def _subject(report: dict[str, Any]) -> str:
     return f"{bundle['name']} on {report['device']}: {how}\n" + "; ".join(parts)
 
 
-def _stage_table(stages: dict[str, dict[str, float]]) -> Table:
+def _stage_table(stages: dict[str, dict[str, float]], shown_as: dict[str, str]) -> Table:
     table = Table("stage")
     for column in ("count", "p50 ms", "p95 ms", "p99 ms", "total s"):
         table.add_column(column, justify="right")
     for name, row in stages.items():
         times = (f"{row[k]:.2f}" for k in ("p50_ms", "p95_ms", "p99_ms"))
-        table.add_row(name, f"{row['count']:.0f}", *times, f"{row['total_s']:.3f}")
+        table.add_row(shown_as.get(name, name), f"{row['count']:.0f}", *times, f"{row['total_s']:.3f}")
     return table
 
 

@@ -1,7 +1,8 @@
 """GGUF's tensor types as kinds of schemes: rows in blocks whose scales are part of their data.
 
-Layouts and rounding are ggml's (ggml/src/ggml-quants.c of ggml-org/llama.cpp), packed and unpacked by the `gguf` package,
-which is imported when a weight is packed or unpacked. Importing this module makes the kinds known.
+Layouts and rounding are ggml's (ggml/src/ggml-quants.c of ggml-org/llama.cpp). Rows are packed by ggml itself
+(ggml_quants.py) and unpacked by the `gguf` package; both are imported when a weight is. Importing this module makes the
+kinds known.
 """
 
 from __future__ import annotations
@@ -14,12 +15,31 @@ from numpy.typing import NDArray
 
 from ..arrays import F32
 from ..errors import UsageError
+from .ggml_quants import quantize
 from .schemes import Kind, Packed, Scheme, register
 
-TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "q4_0": "Q4_0", "q5_0": "Q5_0", "q8_0": "Q8_0"}
+TYPES = {
+    "fp32": "F32",
+    "fp16": "F16",
+    "bf16": "BF16",
+    "q4_0": "Q4_0",
+    "q5_0": "Q5_0",
+    "q5_1": "Q5_1",
+    "q8_0": "Q8_0",
+    "q4_k": "Q4_K",
+    "q5_k": "Q5_K",
+    "q6_k": "Q6_K",
+}
 """Kind -> the name of the GGML type that holds it."""
-INPUT_BLOCK = 32
-"""Inputs that share a scale in q4_0, q5_0 and q8_0, and in the inputs that their kernels round."""
+_BLOCKS = {"q4_0": 32, "q5_0": 32, "q5_1": 32, "q8_0": 32, "q4_k": 256, "q5_k": 256, "q6_k": 256}
+_BITS = {"q4_0": 4.5, "q5_0": 5.5, "q5_1": 6.0, "q8_0": 8.5, "q4_k": 4.5, "q5_k": 5.5, "q6_k": 6.5625}
+_NARROWER = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+"""Kind -> what llama.cpp stores rows in whose inputs are no multiple of 256 (`tensor_type_fallback`)."""
+
+
+def fitting(kind: str, width: int) -> str:
+    """`kind`, or for rows of `width` inputs that its blocks of 256 do not divide, the kind that llama.cpp takes."""
+    return _NARROWER[kind] if kind in _NARROWER and width % _BLOCKS[kind] else kind
 
 
 def check_width(name: str, width: int, scheme: Scheme) -> None:
@@ -27,19 +47,28 @@ def check_width(name: str, width: int, scheme: Scheme) -> None:
     if scheme.block and width % scheme.block:
         raise UsageError(
             f"{name} has {width} inputs, which {scheme.kind} cannot store: it takes multiples of {scheme.block}; "
-            "use q8_0's block of 32, or f16"
+            "use f16 there (--llm gguf:f16, or --heads f16 for the heads)"
         )
 
 
 def _pack(type_name: str) -> Callable[[F32, Scheme], tuple[NDArray[np.uint8], None]]:
     def pack(w: F32, scheme: Scheme) -> tuple[NDArray[np.uint8], None]:
-        from gguf import GGMLQuantizationType, quants
-
         check_width("a weight", w.shape[1], scheme)
-        packed = quants.quantize(np.ascontiguousarray(w, np.float32), GGMLQuantizationType[type_name])
-        return packed.view(np.uint8).reshape(len(w), -1), None
+        return quantize(w, type_name), None
 
     return pack
+
+
+def _pack_weighed(type_name: str) -> Callable[[F32, F32], NDArray[np.uint8]]:
+    return lambda w, importance: quantize(w, type_name, importance)
+
+
+def _pack_bf16(w: F32, _: Scheme) -> tuple[NDArray[np.uint8], None]:
+    """Rounded to the nearest even bfloat16, as ggml_compute_fp32_to_bf16 does; NaN stays NaN."""
+    bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
+    rounded = np.where(np.isnan(w), (bits >> 16) | 64, rounded)
+    return rounded.astype("<u2").view(np.uint8), None
 
 
 def _unpack(type_name: str) -> Callable[[Packed], F32]:
@@ -52,7 +81,8 @@ def _unpack(type_name: str) -> Callable[[Packed], F32]:
     return unpack
 
 
-for _kind, _bits, _block in (("bf16", 16, 0), ("q4_0", 4.5, 32), ("q5_0", 5.5, 32), ("q8_0", 8.5, 32)):
-    _type = TYPES[_kind]
-    _category = "float" if _block == 0 else "weight-only"
-    register(Kind(_kind, _bits, _category, _pack(_type), _unpack(_type), block=_block))  # type: ignore[arg-type]
+register(Kind("bf16", 16, "float", _pack_bf16, _unpack("BF16")))
+for _kind, _block in _BLOCKS.items():
+    _of_type = _pack(TYPES[_kind]), _unpack(TYPES[_kind])
+    _weighed = _pack_weighed(TYPES[_kind])
+    register(Kind(_kind, _BITS[_kind], "weight-only", *_of_type, block=_block, pack_weighed=_weighed))

@@ -29,8 +29,12 @@ _GROUP_OF = (
     (re.compile(r"embedding\.weight"), "embedding"),
     (re.compile(r"codec\..+"), "codec"),
 )
-_ENCODER_FLOOR = {"int4": "int8"}
+_ENCODER_FLOOR = {"int4": "int8"} | dict.fromkeys(("q4_0", "q4_k_m", "q5_0", "q5_k_m", "q6_k"), "q8_0")
 """8 bits are the speech encoder's floor."""
+_CODEC_FLOATS = {"fp32": "fp32", "fp16": "fp16"} | dict.fromkeys(
+    ("f16", "bf16", "q4_0", "q4_k_m", "q5_0", "q5_k_m", "q6_k", "q8_0"), "f16"
+)
+"""The codec stays float. GGUF's kernels read half precision as it is, so that its precisions bring f16."""
 
 
 def component_precisions(precision: str) -> dict[str, str]:
@@ -42,7 +46,7 @@ def component_precisions(precision: str) -> dict[str, str]:
     return {
         "encoder": _ENCODER_FLOOR.get(precision, precision),
         "llm": precision,
-        "codec": precision if precision in ("fp32", "fp16") else "fp32",
+        "codec": _CODEC_FLOATS.get(precision, "fp32"),
     }
 
 
@@ -54,7 +58,12 @@ def groups_of(component: str) -> tuple[str, ...]:
 
 
 def scheme_of(parameter: str, schemes: Mapping[str, Scheme]) -> Scheme | None:
-    """Scheme of an OmniModel parameter by its name; None = it stays fp32 (norms, biases, convolutions)."""
+    """Scheme of an OmniModel parameter by its name; None = it stays fp32 (norms, biases, convolutions).
+
+    `schemes` maps groups to schemes, and single parameters that differ from their group by their own names.
+    """
+    if parameter in schemes:
+        return schemes[parameter]
     for pattern, group in _GROUP_OF:
         if pattern.fullmatch(parameter):
             return schemes.get(group)

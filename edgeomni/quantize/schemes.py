@@ -48,6 +48,9 @@ class Kind:
     unpack: Callable[[Packed], F32]
     block: int | None = 0
     has_signed: bool = False
+    pack_weighed: Callable[[F32, F32], NDArray[Any]] | None = None
+    """`pack_weighed(rows, importance [k] float32)` gives data where errors in some inputs matter more than in others;
+    None where the kind knows no such thing."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,14 @@ def parse(text: str) -> Scheme:
     return scheme
 
 
-def quantize(w: F32, scheme: Scheme) -> Packed:
-    """w [n, k] float32 -> Packed. Worked in slabs of rows, so that a large table costs no second copy."""
+def quantize(w: F32, scheme: Scheme, importance: F32 | None = None) -> Packed:
+    """w [n, k] float32 -> Packed. Worked in slabs of rows, so that a large table costs no second copy.
+
+    `importance` [k] float32 tells how much an error in each input matters; kinds that know no such thing ignore it.
+    """
     kind = kind_of(scheme.kind)
+    if importance is not None and kind.pack_weighed is not None:
+        return Packed(scheme, w.shape[1], kind.pack_weighed(w, importance))
     if kind.category == "float":  # nothing in between, and fp32 is not even copied
         return Packed(scheme, w.shape[1], *kind.pack(w, scheme))
     slabs = [kind.pack(w[i : i + _ROWS_AT_ONCE], scheme) for i in range(0, len(w), _ROWS_AT_ONCE)]

@@ -83,7 +83,8 @@ def end_commands(grace_s: float = 0.0) -> None:
 def _repeat_lines(process: subprocess.Popen[str], name: str) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        print(f"[{name}] {line.rstrip()}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"[{name}] {line.rstrip()}\n")  # in one piece: print writes the end of a line apart
+        sys.stderr.flush()
 
 
 def ended(code: int) -> str:

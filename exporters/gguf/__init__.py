@@ -1,4 +1,4 @@
-"""Torch components -> GGUF files for llama.cpp and ggml: the LLM as a headless body and its heads, the encoder, the codec.
+"""Torch components -> GGUF files for llama.cpp and ggml: the LLM (a headless body, heads), encoder, codec.
 
 See edgeomni/exporters/__init__.py for what these names promise. torch and gguf are imported when a function is called.
 """
@@ -63,15 +63,17 @@ def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
     return reread.altered(model, component, root)
 
 
-def as_exported(model: OmniModel, component: Component, *, exact: bool) -> AbstractContextManager[None]:
-    """Within the context `model`'s encoder or LLM computes as `component` does; GGUF's engines have no exact mode."""
+def as_exported(
+    model: OmniModel, component: Component, *, exact: bool, root: Path | None = None
+) -> AbstractContextManager[None]:
+    """Within the context `model`'s encoder or LLM computes as `component` does, with `exact` as in its exact mode."""
     from edgeomni.exporters.gguf import imitation
 
-    return imitation.as_exported(model, component)
+    return imitation.as_exported(model, component, exact=exact, root=root)
 
 
 def rounds_inputs(component: Component) -> bool:
-    """Whether kernels round their inputs. There is no exact mode to compare with, so this is told by `excess` alone."""
+    """Whether the transformer blocks' kernels round their inputs, so that the exact mode differs."""
     from edgeomni.exporters.gguf import imitation
 
     return imitation.rounds_inputs(component)

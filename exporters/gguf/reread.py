@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import GGUFReader
 
 from edgeomni.bundle import Component
-from edgeomni.exporters.gguf.imitation import stored_schemes
-from edgeomni.exporters.gguf.llm import stored_bytes
-from edgeomni.exporters.gguf.tensors import Stored, body_tensors, head_tensors
+from edgeomni.exporters.gguf.imitation import importance_of_export, stored_schemes
+from edgeomni.exporters.gguf.tensors import Stored, head_tensors, stack_tensors
 
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
@@ -20,25 +19,26 @@ if TYPE_CHECKING:
 
 def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
     """Names "role:tensor" of stored tensors that differ in type, shape or bytes, are missing, or are too many."""
-    schemes = dict(stored_schemes(component))
-    expected = {"body": body_tensors, "heads": head_tensors}
+    schemes, importance = stored_schemes(component), importance_of_export(model, component, root)
     wrong = list[str]()
     for role, graph in component.graphs.items():
-        wrong += [f"{role}:{name}" for name in _differing(root / graph.path, expected[role](model, schemes))]
+        heads = role == "heads"
+        expected = head_tensors(model, schemes) if heads else stack_tensors(model, role, schemes, importance)
+        wrong += [f"{role}:{name}" for name in _differing(root / graph.path, expected)]
     return wrong
 
 
 def _differing(path: Path, expected: Iterable[Stored]) -> list[str]:
     found = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-    wrong = []
-    for tensor in expected:
-        data, kind = stored_bytes(tensor)
-        there = found.pop(tensor.name, None)
-        same = there is not None and there.tensor_type == kind and list(there.shape[::-1]) == list(tensor.rows.shape)
-        if not same or there is None or not np.array_equal(_raw(np.asarray(there.data)), _raw(data)):
-            wrong.append(tensor.name)
+    wrong = [tensor.name for tensor in expected if not _same(tensor, found.pop(tensor.name, None))]
     return wrong + sorted(found)
 
 
-def _raw(array: np.ndarray) -> np.ndarray:
+def _same(wanted: Stored, there: Any) -> bool:
+    if there is None or there.tensor_type != wanted.type or list(there.shape[::-1]) != list(wanted.rows.shape):
+        return False
+    return np.array_equal(_raw(np.asarray(there.data)), _raw(wanted.packed()))
+
+
+def _raw(array: Any) -> Any:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

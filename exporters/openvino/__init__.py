@@ -58,7 +58,9 @@ def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
     return reread.altered(model, component, root)
 
 
-def as_exported(model: OmniModel, component: Component, *, exact: bool) -> AbstractContextManager[None]:
+def as_exported(
+    model: OmniModel, component: Component, *, exact: bool, root: Path | None = None
+) -> AbstractContextManager[None]:
     """Within the context `model`'s encoder or LLM computes as `component` does in exact mode."""
     from edgeomni.exporters.openvino import imitation
 

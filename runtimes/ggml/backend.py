@@ -6,11 +6,17 @@ import os
 import weakref
 from typing import Any
 
+import numpy as np
+
+from edgeomni.arrays import F32
 from edgeomni.engines import ENGINES
 from edgeomni.errors import EngineError
+from edgeomni.install_hint import build_command
 from edgeomni.runtimes.ggml.library import GPU, IGPU, library
 
-_BUILD = "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-binary llama-cpp-python llama-cpp-python"
+PIECE = 32768
+"""Values that numpy's operations work on at once: fewer cost more calls than they save in cache misses."""
+_BUILD = build_command("llama-cpp-python", "-DGGML_CUDA=on")
 
 
 class Backend:
@@ -22,6 +28,8 @@ class Backend:
 
     def __init__(self, threads: int | None = None, device: str = "cpu") -> None:
         self.ggml, self.on_cpu = library(), device == "cpu"
+        self.numpy_operations = self.on_cpu
+        """Whether graphs may call back into numpy."""
         self.threads = min(threads or os.cpu_count() or 1, 512)  # GGML_MAX_N_THREADS
         self.handle = self.ggml.ggml_backend_cpu_init() if self.on_cpu else _gpu(self.ggml)
         if not self.handle:
@@ -29,6 +37,7 @@ class Backend:
         if self.on_cpu:
             self.ggml.ggml_backend_cpu_set_n_threads(self.handle, self.threads)
         self.buffer_type = self.ggml.ggml_backend_get_default_buffer_type(self.handle)
+        self._scratch: dict[int, F32] = {}
         self._freed = weakref.finalize(self, self.ggml.ggml_backend_free, self.handle)
         self._freed.atexit = False
 
@@ -41,6 +50,12 @@ class Backend:
         self.threads = min(max(1, threads), 512)
         if self.on_cpu:
             self.ggml.ggml_backend_cpu_set_n_threads(self.handle, self.threads)
+
+    def scratch(self, thread: int) -> F32:
+        """Room [3, PIECE] for numpy's operations in one of the backend's threads, which keep no memory of their own."""
+        if thread not in self._scratch:
+            self._scratch[thread] = np.empty((3, PIECE), np.float32)
+        return self._scratch[thread]
 
     def close(self) -> None:
         """Gives the backend back. No graph on it runs afterwards."""

@@ -23,8 +23,12 @@ from edgeomni.spec import OmniSpec
 ARCHITECTURE = "edgeomni-encoder"
 TYPES = ("F32", "F16", "BF16", "Q8_0")
 _EPS = 1e-5
+_GPU_HEADS = (64, 80, 96, 112, 128, 256)
+"""Widths of heads that fused attention on GPUs takes (ggml/src/ggml-cuda/fattn.cu)."""
 _GRAPHS = 2
 """Graphs kept, each for one length of window: their buffers are the larger part of the encoder's memory."""
+_LARGE = 32 << 20
+"""Bytes. Building a graph whose buffer is larger takes no time beside what it computes, so it is not kept on a CPU."""
 _STEP = 64
 """Wanted features are computed in multiples of this many, so that questions of about one length share a graph."""
 
@@ -93,7 +97,11 @@ class GgmlEncoder:
         with self._lock:
             if not self._backend.open:
                 raise EngineError("this encoder is closed; open it again")
-            return self._graph(frames, min(-(-wanted // _STEP) * _STEP, frames)).run(mel, interrupt)[:wanted]
+            key = frames, min(-(-wanted // _STEP) * _STEP, frames)
+            try:
+                return self._graph(*key).run(mel, interrupt)[:wanted]
+            finally:
+                self._release(key)
 
     def close(self) -> None:
         """Gives back what ggml holds."""
@@ -102,6 +110,13 @@ class GgmlEncoder:
                 self._graphs.popitem()[1].graph.close()
             self._weights.close()
             self._backend.close()
+
+    def _release(self, key: tuple[int, int]) -> None:
+        """Gives memory back that the answer's frames then have: large buffers, and the pages of the weights."""
+        kept = self._graphs.get(key)
+        if kept is not None and self._backend.on_cpu and kept.graph.buffer_bytes > _LARGE:
+            self._graphs.pop(key).graph.close()
+            self._weights.release_pages()
 
     def _graph(self, frames: int, wanted: int) -> _Encoding:
         key = frames, wanted
@@ -167,9 +182,19 @@ class _Encoding:
         g, head = self.graph, self.spec.encoder.width // self.spec.encoder.heads
         q = self._heads(self._linear(g.cut(x, 0, queries), f"{at}.attn_q"))
         k, v = (self._heads(self._linear(x, f"{at}.attn_{name}")) for name in ("k", "v"))
-        if not self.exact:
-            k, v = g.cast(k, F16), g.cast(v, F16)
-        return self._linear(g.attention(q, k, v, head**-0.5), f"{at}.attn_out")
+        if not g.backend.on_cpu and (self.exact or head not in _GPU_HEADS):
+            attended = self._plain_attention(q, k, v, head**-0.5)
+        else:
+            k, v = (k, v) if self.exact else (g.cast(k, F16), g.cast(v, F16))
+            attended = g.attention(q, k, v, head**-0.5)
+        return self._linear(attended, f"{at}.attn_out")
+
+    def _plain_attention(self, q: int, k: int, v: int, scale: float) -> int:
+        """The same in three steps, in float32, for GPUs whose fused kernel has no such heads or types."""
+        g = self.graph
+        weights = g.softmax(g.linear(g.contiguous(k), g.contiguous(q)), None, scale)
+        attended = g.linear(g.contiguous(g.permuted(v, 0, 1, 3, 2)), weights)
+        return g.reshaped(g.contiguous(g.permuted(attended, 0, 2, 1, 3)), g.shape(q)[-2], self.spec.encoder.width)
 
     def _heads(self, x: int) -> int:
         """[t, d] -> [1, heads, t, d / heads], where it lies."""
@@ -182,8 +207,7 @@ class _Encoding:
         return self._linear(x, "mm.a.proj")
 
     def _linear(self, x: int, name: str) -> int:
-        bias = f"{name}.bias"
-        return self.graph.linear(self.weights[f"{name}.weight"], x, self.weights[bias] if bias in self.weights else None)
+        return self.graph.linear(self.weights[f"{name}.weight"], x, self.weights.get(f"{name}.bias"))
 
     def _norm(self, x: int, name: str) -> int:
         return self.graph.norm(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], _EPS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes as c
+import mmap
 import weakref
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeomni import gguf_files
 from edgeomni.errors import BundleError, EngineError
 from edgeomni.runtimes.ggml.backend import Backend
 from edgeomni.runtimes.ggml.functions import InitParams, Tensor
@@ -56,6 +58,8 @@ def _reader(path: Path) -> Any:
         from edgeomni.engines import ENGINES
 
         raise EngineError(f"the gguf package is not installed; {ENGINES['llama.cpp'].install}") from exc
+    if path.is_file():
+        gguf_files.read(path, BundleError)  # counts that the file cannot hold would keep the package's reader busy
     try:
         return GGUFReader(path)
     except FileNotFoundError as exc:
@@ -110,8 +114,14 @@ class Weights:
     def __getitem__(self, name: str) -> int:
         return self._tensors[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+    def get(self, name: str) -> int | None:
+        """The tensor of that name; None where the file has none."""
+        return self._tensors.get(name)
+
+    def release_pages(self) -> None:
+        """Gives the file's pages back to the system. They come back from its cache when they are next read."""
+        if hasattr(mmap, "MADV_DONTNEED") and isinstance(file := self._reader.data.base, mmap.mmap):
+            file.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
         """Gives back what ggml holds. The tensors are not used afterwards."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeomni.arrays import F32 as Array
 from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt, Interrupted
 from edgeomni.runtimes.ggml.backend import Backend
@@ -39,9 +40,9 @@ class Graph(Operations):
             raise EngineError("ggml cannot allocate a graph; check that memory is left")
         self._graph = g.ggml_new_graph_custom(self._context, nodes, False)
         self._lock = Lock()
-        self._held: list[Any] = []
+        self.held: list[Any] = []
         """Callbacks, which must outlive the graph."""
-        self._failures: list[BaseException] = []
+        self.failures: list[BaseException] = []
         self._allocators: list[int] = []
         self._freed = weakref.finalize(self, _free, g, self._context, self._allocators)
         self._freed.atexit = False
@@ -52,13 +53,13 @@ class Graph(Operations):
         """A tensor [rows, columns] that `run` is given."""
         if not 0 < rows * columns < _MOST_ELEMENTS:
             raise EngineError(f"a graph's input of {rows} x {columns} was asked for")
-        tensor = self._new("ggml_new_tensor_2d", dtype, columns, rows)
+        tensor = self.new("ggml_new_tensor_2d", dtype, columns, rows)
         self._ggml.ggml_set_input(tensor)
         return tensor
 
     def ids(self, count: int) -> int:
         """An int32 tensor [count] that `run` is given."""
-        tensor = self._new("ggml_new_tensor_1d", I32, count)
+        tensor = self.new("ggml_new_tensor_1d", I32, count)
         self._ggml.ggml_set_input(tensor)
         return tensor
 
@@ -89,13 +90,13 @@ class Graph(Operations):
         """What the graph's values take, once it is ready."""
         return int(self._ggml.ggml_gallocr_get_buffer_size(self._allocators[0], 0))
 
-    def run(self, given: Mapping[int, NDArray[Any]], output: int) -> NDArray[np.float32]:
+    def run(self, given: Mapping[int, NDArray[Any]], output: int) -> Array:
         """`compute` with one output."""
         return self.compute(given, [output])[0]
 
     def compute(
         self, given: Mapping[int, NDArray[Any]], outputs: Sequence[int], interrupt: Interrupt | None = None
-    ) -> list[NDArray[np.float32]]:
+    ) -> list[Array]:
         """Sets all inputs, computes, and returns copies of outputs [rows, columns]. Threads take turns.
 
         Raises Interrupted where `interrupt` was set before the end (on the CPU after the node at work), EngineError
@@ -134,9 +135,9 @@ class Graph(Operations):
             status = g.ggml_backend_graph_compute(handle, self._graph)
         if interrupt is not None:
             interrupt.check()
-        if self._failures:
-            failure = self._failures[0]
-            self._failures.clear()
+        if self.failures:
+            failure = self.failures[0]
+            self.failures.clear()
             raise EngineError(f"one of our own operations failed in a graph ({failure})") from failure
         if status:
             raise Interrupted if status == ABORTED else EngineError(f"ggml could not compute (status {status})")
@@ -151,7 +152,7 @@ class Graph(Operations):
             raise EngineError(f"an input has {array.nbytes} bytes, not {self._ggml.ggml_nbytes(tensor)}")
         self._ggml.ggml_backend_tensor_set(tensor, array.ctypes.data, 0, array.nbytes)
 
-    def _get(self, tensor: int) -> NDArray[np.float32]:
+    def _get(self, tensor: int) -> Array:
         if not self.is_contiguous(tensor) or self._of(tensor).type != F32:
             raise EngineError("an output must be contiguous float32")
         out = np.empty(self.shape(tensor), np.float32)
@@ -177,5 +178,3 @@ def _free(ggml: Any, context: int, allocators: list[int]) -> None:
     for allocator in allocators:
         ggml.ggml_gallocr_free(allocator)
     ggml.ggml_free(context)
-
-

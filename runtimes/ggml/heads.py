@@ -1,106 +1,112 @@
-"""The LLM's heads and embedding rows on ggml, from heads.gguf."""
+"""The LLM's heads and embedding rows, from heads.gguf: products on ggml, rows read where they lie in the file."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeomni.arrays import F32
+from edgeomni.arrays import F32, I32
 from edgeomni.errors import EngineError
-from edgeomni.runtimes.ggml.files import Expected, Weights, read
-from edgeomni.runtimes.ggml.graph import F32 as FLOAT
+from edgeomni.quantize.gguf_kinds import TYPES
+from edgeomni.quantize.schemes import Packed, Scheme, dequantize
+from edgeomni.runtimes.ggml.backend import Backend
+from edgeomni.runtimes.ggml.files import Weights
 from edgeomni.runtimes.ggml.graph import Graph
+from edgeomni.runtimes.ggml.library import F32 as FLOAT
 from edgeomni.spec import OmniSpec
 
-ARCHITECTURE = "edgeomni-heads"
-TYPES = ("F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0")
-_ROWS_AT_ONCE = 64
+_FEW = 32
+"""Ids up to which rows are unpacked one by one; a prompt is mostly the same few specials."""
+_KIND_OF = {type_name: kind for kind, type_name in TYPES.items()}
 
 
 class Heads:
-    """Raises BundleError for a file that is not this model's, EngineError where ggml is missing."""
+    """`reader` is a GGUFReader whose tensors have been checked against `spec` (runtimes/llamacpp/files.py).
 
-    def __init__(self, path: Path, spec: OmniSpec, threads: int) -> None:
-        layout, width = spec.layout, spec.body.width
-        audio_rows = layout.streams * layout.audio_vocab
-        expected = {
-            "text_head.weight": Expected((layout.text_vocab, width), TYPES),
-            "audio_head.weight": Expected((audio_rows, width), TYPES),
+    The products are computed on `device`, with `threads` on the CPU. Raises EngineError where ggml has no such device.
+    """
+
+    def __init__(self, reader: Any, spec: OmniSpec, threads: int, device: str = "cpu") -> None:
+        heads = {part: f"{part}_head.weight" for part in ("text", "audio")}
+        self._spec, self._backend = spec, Backend(threads, device)
+        self._weights = Weights(reader, self._backend, repacked=list(heads.values()))
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._heads = {
+            part: _Linear(self._weights[name], spec.body.width, self._backend) for part, name in heads.items()
         }
-        if not spec.tied:
-            expected["embedding.weight"] = Expected((layout.joint_vocab, width), TYPES)
-        self._spec, self._weights = spec, Weights(read(path, ARCHITECTURE, expected))
-        tables = ("text_head", "audio_head") if spec.tied else ("embedding", "embedding")
-        heads = (self._weights[f"{name}_head.weight"] for name in ("text", "audio"))
-        self._text, self._audio = (_Linear(weight, width, threads) for weight in heads)
-        self._text_rows, self._audio_rows = (_Table(self._weights[f"{name}.weight"]) for name in tables)
-        self._audio_start = 0 if spec.tied else layout.text_vocab
+        self._rows = {
+            part: RowsOf(tensors.get(f"{part}_embedding.weight", tensors[f"{part}_head.weight"]), part)
+            for part in ("text", "audio")
+        }
 
     def text_logits(self, hidden: F32) -> F32:
         """hidden [D] -> [text_vocab]."""
-        return self._text(hidden)
+        return self._heads["text"](hidden)
 
     def audio_logits(self, hidden: F32) -> F32:
         """hidden [D] -> [K, audio_vocab]."""
-        return self._audio(hidden).reshape(self._spec.layout.streams, -1)
+        return self._heads["audio"](hidden).reshape(self._spec.layout.streams, -1)
 
-    def embedding(self, ids: NDArray[np.int32]) -> tuple[F32, F32]:
+    def embedding(self, ids: I32) -> tuple[F32, F32]:
         """Joint ids [rows, K+1, t] -> rows of the K audio streams summed, and of the text: both [rows, t, D].
 
         Raises EngineError for ids that have no row.
         """
         rows, streams, frames = ids.shape
-        layout = self._spec.layout
-        audio, text = ids[:, :-1] - layout.text_vocab, ids[:, -1]
-        for name, given, count in (
-            ("audio", audio, layout.streams * layout.audio_vocab),
-            ("text", text, layout.text_vocab),
-        ):
-            if (odd := (given < 0) | (given >= count)).any():
-                raise EngineError(f"{name} id {given[odd][0]} has no row among {count}; check the ids")
-        found = self._audio_rows(audio.reshape(-1) + self._audio_start).reshape(rows, streams - 1, frames, -1)
-        return found.sum(1), self._text_rows(text.reshape(-1)).reshape(rows, frames, -1)
+        audio = self._rows["audio"][(ids[:, :-1] - self._spec.layout.text_vocab).reshape(-1)]
+        text = self._rows["text"][ids[:, -1].reshape(-1)]
+        return audio.reshape(rows, streams - 1, frames, -1).sum(1), text.reshape(rows, frames, -1)
+
+    def set_threads(self, threads: int) -> None:
+        """How many threads compute the heads from the next call on."""
+        self._backend.set_threads(threads)
 
     def close(self) -> None:
-        for part in (self._text, self._audio, self._text_rows, self._audio_rows, self._weights):
-            part.close()
+        """Gives back what ggml holds."""
+        for head in self._heads.values():
+            head.close()
+        self._weights.close()
+        self._backend.close()
 
 
 class _Linear:
     """hidden [D] -> logits [n] of one weight."""
 
-    def __init__(self, weight: int, width: int, threads: int) -> None:
-        self._graph = Graph(threads)
+    def __init__(self, weight: int, width: int, backend: Backend) -> None:
+        self._graph = Graph(backend=backend, nodes=16)
         self._hidden = self._graph.input(FLOAT, 1, width)
         self._logits = self._graph.linear(weight, self._hidden)
         self._graph.output(self._logits)
         self._graph.ready()
 
     def __call__(self, hidden: F32) -> F32:
-        return self._graph.run({self._hidden: hidden}, self._logits)[0]
+        logits: F32 = self._graph.run({self._hidden: hidden}, self._logits)[0]
+        return logits
 
     def close(self) -> None:
         self._graph.close()
 
 
-class _Table:
-    """ids int32 [n] -> rows float32 [n, D], a fixed number at a time."""
+class RowsOf:
+    """The rows of a tensor [n, D] of a GGUFReader, which maps the file. `name` is for messages."""
 
-    def __init__(self, table: int) -> None:
-        self._graph = Graph(threads=1)
-        self._ids = self._graph.ids(_ROWS_AT_ONCE)
-        self._rows = self._graph.rows(table, self._ids)
-        self._graph.output(self._rows)
-        self._graph.ready()
+    def __init__(self, tensor: Any, name: str) -> None:
+        self._name = name
+        self._width, self._count = (int(n) for n in tensor.shape)
+        self._scheme = Scheme(_KIND_OF[tensor.tensor_type.name])
+        self._data: NDArray[Any] = tensor.data
 
-    def __call__(self, ids: NDArray[np.int32]) -> F32:
-        few, places = np.unique(ids, return_inverse=True)  # a prompt is mostly the same few specials
-        padded = np.zeros(-(-len(few) // _ROWS_AT_ONCE) * _ROWS_AT_ONCE, np.int32)
-        padded[: len(few)] = few
-        rows = [self._graph.run({self._ids: part}, self._rows) for part in padded.reshape(-1, _ROWS_AT_ONCE)]
-        return np.concatenate(rows)[places.reshape(-1)]
+    def __getitem__(self, ids: NDArray[np.integer[Any]]) -> F32:
+        """ids [n] -> float32 [n, D]. Raises EngineError for an id that has no row."""
+        if (odd := (ids < 0) | (ids >= self._count)).any():
+            raise EngineError(f"{self._name} id {ids[odd][0]} has no row among {self._count}; check the ids")
+        if len(ids) <= _FEW:
+            return self._unpacked(ids)
+        few, places = np.unique(ids, return_inverse=True)
+        rows: F32 = self._unpacked(few)[places.reshape(-1)]
+        return rows
 
-    def close(self) -> None:
-        self._graph.close()
+    def _unpacked(self, ids: NDArray[np.integer[Any]]) -> F32:
+        return dequantize(Packed(self._scheme, self._width, np.asarray(self._data[ids])))

@@ -31,14 +31,18 @@ _OBJECT_SIZE = 32
 """sizeof(struct ggml_object), which ggml_tensor_overhead counts beside a tensor."""
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
 """enum ggml_log_level; what ggml calls information is detail to us."""
+_SPINS = "10000"
+"""How often a thread of libgomp looks whether the others are done before it sleeps (its own default: 300,000). Beside
+another busy process frames came twice as fast as with the default, and alone no slower (benchmarks/LOG.md)."""
 _log = logging.getLogger("edgeomni.ggml")
 
 
 @lru_cache(maxsize=1)
 def library() -> Any:
     """Every declared function by its name. Raises EngineError where the libraries are missing or are other ones."""
-    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # a failed assertion would start a debugger otherwise
-    found, folder = _Functions(), _folder()
+    set_up_process()
+    found: Any = _Functions()
+    folder = _folder()
     for stem, declared in (("ggml-base", BASE), ("ggml-cpu", CPU), ("ggml", REGISTRY)):
         loaded = _load(folder, stem)
         for name, (result, *arguments) in declared.items():
@@ -46,6 +50,13 @@ def library() -> Any:
     found.ggml_log_set(_said, None)
     _check_layout(found, folder)
     return found
+
+
+def set_up_process() -> None:
+    """Sets what ggml and its OpenMP read from the environment once, when they are loaded; what is set already stays."""
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # a failed assertion would start a debugger otherwise
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 def version() -> str:
@@ -122,7 +133,7 @@ def _load(folder: Path, stem: str) -> c.CDLL:
     for name in names:
         if (path := folder / name).is_file():
             try:
-                return c.CDLL(str(path), mode=c.RTLD_GLOBAL)
+                return c.CDLL(str(path))
             except OSError as exc:
                 raise EngineError(f"{path} cannot be loaded ({exc}); install llama-cpp-python again") from exc
     raise EngineError(f"{folder} holds none of {', '.join(names)}; install llama-cpp-python again")

@@ -24,12 +24,18 @@ def open_component(bundle: Bundle, name: str, options: OpenOptions) -> Any:
         return ggml.open_component(bundle, name, options)
     from edgeomni.runtimes.llamacpp.llm import LlamaLanguageModel
 
-    return LlamaLanguageModel(bundle.path, bundle.manifest.components[name], bundle.spec, options.threads)
+    return LlamaLanguageModel(
+        bundle.path, bundle.manifest.components[name], bundle.spec, options.threads, options.device
+    )
 
 
 def open_exact(bundle: Bundle, name: str, options: OpenOptions) -> Any | None:
-    """None: llama.cpp rounds the inputs of every quantized layer."""
-    return None
+    """The LLM with its stored weights dequantized, so that its transformer blocks round no inputs."""
+    if name != "llm":
+        return None
+    from edgeomni.runtimes.llamacpp import exact
+
+    return exact.opened(bundle, options)
 
 
 def wrong_kernels(bundle: Bundle, name: str) -> int | None:

@@ -1,4 +1,4 @@
-"""The LLM on llama.cpp: embedding rows and heads from one file on ggml, the body from the other on llama.cpp."""
+"""The LLM on llama.cpp: its blocks (and a TTS adapter's) there, embedding rows and heads from heads.gguf on ggml."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,128 +17,190 @@ from edgeomni.bundle import Component
 from edgeomni.components import Features
 from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
+from edgeomni.quantize import gguf_kinds  # makes the kinds known  # noqa: F401
 from edgeomni.quantize.schemes import parse
 from edgeomni.runtimes.common.parallel_heads import ParallelHeads
 from edgeomni.runtimes.ggml.heads import Heads
-from edgeomni.runtimes.llamacpp.body import Body, Context
+from edgeomni.runtimes.llamacpp.body import BATCH, Body, Context, Stack
+from edgeomni.runtimes.llamacpp.files import check_same_model, read_heads, read_stack
+from edgeomni.runtimes.llamacpp.library import has_vnni, use_device
 from edgeomni.spec import OmniSpec
 
 _SPARE_CONTEXTS = 4
-_ONE_BY_ONE = ("q5_0", "q8_0")
-"""Kinds whose two rows are faster in two calls: ggml's kernel for two columns of them is slow (2.7 times one row)."""
+_REPACKED = ("q4_0", "q4_k", "q5_k", "q6_k")
+"""Kinds whose weights ggml lays out anew for its kernels when it loads them (ggml-cpu/repack.cpp)."""
+_ALWAYS_TOGETHER = ("fp32", "fp16", "bf16", "q4_0")
+"""Kinds of a body whose two rows are faster in one call everywhere. Of the others ggml's kernel for one column gains so
+much by VNNI, and the one for two columns so little, that there two calls are faster (q8_0 on Zen 5: 2 x 12.2 against
+32.9 ms; on Zen 3, without VNNI: 2 x 38 against 59)."""
+
+
+class LlamaHidden(NamedTuple):
+    """Normed hidden of the last position: `text` [rows, D], and `audio`, which with a TTS adapter is its [1, D]."""
+
+    text: F32
+    audio: F32
 
 
 @dataclass(eq=False)
 class LlamaState:
-    """KV cache of one turn, `length` frames of `rows` active rows in it."""
+    """KV caches of one turn, `length` frames of `rows` active rows in them."""
 
-    context: Context
+    contexts: tuple[Context, ...]
     capacity: int
     max_rows: int
     length: int = 0
     rows: int = 1
 
 
-class LlamaLanguageModel(ParallelHeads[F32]):
-    """Fulfils components.LanguageModel; a hidden is float32 [rows, D], normed. What a turn changes is in its state.
+class LlamaLanguageModel(ParallelHeads[LlamaHidden]):
+    """Fulfils components.LanguageModel. What a turn changes is in its state.
 
     `path` is the bundle's directory. Raises BundleError for files that are not this model's, EngineError where
-    llama-cpp-python is missing or cannot load them.
+    llama-cpp-python is missing, has no such device, or cannot load them.
     """
 
-    def __init__(self, path: Path, component: Component, spec: OmniSpec, threads: int | None) -> None:
-        from edgeomni.quantize import gguf_kinds  # makes the kinds known  # noqa: F401
-
+    def __init__(
+        self, path: Path, component: Component, spec: OmniSpec, threads: int | None, device: str = "cpu"
+    ) -> None:
+        use_device(device)  # refuses one that is not there, before anything is loaded
         threads = threads or os.cpu_count() or 1
-        self._spec, self._context = spec, int(component.meta["context"])
-        self._one_by_one = parse(component.scheme["body.linear"]).kind in _ONE_BY_ONE
-        self._heads = Heads(path / component.graphs["heads"].path, spec, threads)
-        self._body = Body(path / component.graphs["body"].path, spec.body, threads)
-        self._contexts, self._spare = set[Context](), deque[Context]()
+        kinds = {parse(scheme).kind for name, scheme in component.scheme.items() if name.startswith(("body.", "tts."))}
+        self._spec, self._context, self.threads = spec, int(component.meta["context"]), threads
+        self._kv_type = str(component.meta["kv"])
+        always = parse(component.scheme["body.linear"]).kind in _ALWAYS_TOGETHER
+        self._together = always or device != "cpu" or not has_vnni()
+        files = {role: path / graph.path for role, graph in component.graphs.items()}
+        layers = {"body": spec.body.layers} | ({"tts": spec.tts_layers} if spec.tts_layers else {})
+        readers = {files[role]: read_stack(files[role], spec, count) for role, count in layers.items()}
+        heads = read_heads(files["heads"], spec)
+        check_same_model({**readers, files["heads"]: heads})
+        repacks = bool(kinds.intersection(_REPACKED))
+        self._heads = Heads(heads, spec, threads, device)
+        self._bodies = tuple(
+            Body(Stack(files[role], spec.body.width, count, repacks), threads, device) for role, count in layers.items()
+        )
+        self._contexts, self._spare = set[tuple[Context, ...]](), deque[tuple[Context, ...]]()
+        self._frame_threads = threads
 
     def start(self, rows: int, max_frames: int) -> LlamaState:
-        """An empty state, its context reused from an earlier turn where it is large enough."""
+        """An empty state, its contexts reused from an earlier turn where they are large enough."""
         if not 1 <= max_frames <= self._context:
             raise EngineError(f"max_frames {max_frames}: this export holds 1 to {self._context} frames")
-        context = self._reused(rows, max_frames) or self._new(rows, max_frames)
-        state = LlamaState(context, max_frames, rows)
-        weakref.finalize(state, self._given_back, context).atexit = False
+        if not 1 <= rows <= BATCH:
+            raise EngineError(f"a state has 1 to {BATCH} rows, not {rows}")
+        contexts = self._reused(rows, max_frames) or self._new(rows, max_frames)
+        state = LlamaState(contexts, max_frames, rows)
+        weakref.finalize(state, self._given_back, contexts).atexit = False
         return state
 
     def forward(
         self, ids: I32, features: Sequence[Features], state: LlamaState, interrupt: Interrupt | None = None
-    ) -> F32:
-        """See components.LanguageModel. Raises EngineError for a full state and for ids or features that do not fit."""
+    ) -> LlamaHidden:
+        """See components.LanguageModel. Raises EngineError for a full state and for ids or features that do not fit.
+
+        Setting `interrupt` from another thread ends the call in the middle of a frame, with Interrupted.
+        """
         rows, _, frames = ids.shape
         if rows != state.rows or not frames:
             raise EngineError(f"ids have {rows} row(s) of {frames} frames, but {state.rows} row(s) are active")
         if state.length + frames > state.capacity:
             raise EngineError(f"the cache holds {state.capacity} frames; {state.length} + {frames} are too many")
-        together = not (self._one_by_one and rows > 1)
-        hidden = state.context.append(self.embed(ids, features), state.length, interrupt, together=together)
+        embeds = self.embed(ids, features)
+        for context in state.contexts:
+            context.set_threads(self._frame_threads)
+        text, un_normed = state.contexts[0].append(embeds, state.length, interrupt, together=self._together)
+        audio = text
+        if un_normed is not None:
+            audio, _ = state.contexts[1].append(un_normed[:1], state.length, interrupt, together=True)
         state.length += frames
-        return hidden
+        return LlamaHidden(text, audio)
 
     def fork(self, state: LlamaState) -> None:
         if state.max_rows < state.rows + 1:
             raise EngineError(f"the state was started for {state.max_rows} row(s), so it cannot be forked")
-        state.context.copy_row(0, state.rows)
+        state.contexts[0].copy_row(0, state.rows)
         state.rows += 1
 
     def drop(self, state: LlamaState, row: int) -> None:
         if row != state.rows - 1 or row == 0:
             raise EngineError(f"only the last of several rows can be dropped, not row {row} of {state.rows}")
-        state.context.forget_row(row)
+        state.contexts[0].forget_row(row)
         state.rows -= 1
 
-    def text_logits(self, hidden: F32, row: int) -> F32:
-        return self._heads.text_logits(hidden[row])
+    def text_logits(self, hidden: LlamaHidden, row: int) -> F32:
+        return self._heads.text_logits(hidden.text[row])
 
-    def audio_logits(self, hidden: F32, row: int, given: I64 | None = None) -> F32:
-        return self._heads.audio_logits(hidden[row])
+    def audio_logits(self, hidden: LlamaHidden, row: int, given: I64 | None = None) -> F32:
+        """[K, audio_vocab]. With a TTS adapter only row 0 has audio: raises EngineError for others."""
+        if row >= len(hidden.audio):
+            raise EngineError(f"row {row} has no audio logits: the TTS adapter runs on row 0 only")
+        return self._heads.audio_logits(hidden.audio[row])
+
+    def set_threads(self, threads: int) -> None:
+        """From the next call on, single frames and heads are computed with so many threads; prompts keep all.
+
+        What is computed does not depend on the number. Not to be called while a call is under way.
+        """
+        if threads < 1:
+            raise EngineError(f"a number of threads must be at least 1, not {threads}")
+        if threads != self._frame_threads:
+            self._frame_threads = threads
+            self._heads.set_threads(threads)
 
     def close(self) -> None:
         """Frees the model and every context; a state of before is of no more use."""
         self._spare.clear()
         while self._contexts:
-            self._contexts.pop().close()
+            for context in self._contexts.pop():
+                context.close()
         self._heads.close()
-        self._body.close()
+        for body in self._bodies:
+            body.close()
 
     def embed(self, ids: I32, features: Sequence[Features] = ()) -> F32:
         """ids [rows, K+1, t] -> [rows, t, D]: the mean over the K+1 streams, K of them replaced by a feature."""
         streams, frames = ids.shape[1:]
         audio, text = self._heads.embedding(ids)
         for segment in features:
-            if segment.start < 0 or segment.stop > frames:
+            if segment.start < 0 or segment.stop > frames or segment.values.shape[1] != audio.shape[-1]:
                 raise EngineError(
-                    f"features for positions {segment.start} to {segment.stop} do not fit {frames} positions of ids"
+                    f"features {list(segment.values.shape)} for positions {segment.start} to {segment.stop} do not fit "
+                    f"{frames} positions of ids of width {audio.shape[-1]}"
                 )
             audio[:, segment.start : segment.stop] = segment.values * np.float32(streams - 1)
         return np.ascontiguousarray((audio + text) / np.float32(streams))
 
-    def _reused(self, rows: int, frames: int) -> Context | None:
+    def _reused(self, rows: int, frames: int) -> tuple[Context, ...] | None:
         for _ in range(len(self._spare)):
             try:
-                context = self._spare.popleft()
+                contexts = self._spare.popleft()
             except IndexError:  # another thread took it
                 return None
-            if context.rows >= rows and context.frames >= frames:
-                context.clear()
-                return context
-            self._spare.append(context)
+            if contexts[0].rows >= rows and contexts[0].frames >= frames:
+                for context in contexts:
+                    context.clear()
+                return contexts
+            self._spare.append(contexts)
         return None
 
-    def _new(self, rows: int, frames: int) -> Context:
-        context = Context(self._body, rows, frames)
-        self._contexts.add(context)
-        return context
+    def _new(self, rows: int, frames: int) -> tuple[Context, ...]:
+        if any(not body.model for body in self._bodies):
+            raise EngineError("this LLM is closed; open it again")
+        body, *tts = self._bodies
+        contexts = (
+            Context(body, rows, frames, self._kv_type, un_normed=bool(tts)),
+            *(Context(other, 1, frames, self._kv_type) for other in tts),
+        )
+        self._contexts.add(contexts)
+        return contexts
 
-    def _given_back(self, context: Context) -> None:
-        if context not in self._contexts:  # closed meanwhile
+    def _given_back(self, contexts: tuple[Context, ...]) -> None:
+        if contexts not in self._contexts:  # closed meanwhile
             return
-        self._spare.append(context)
+        self._spare.append(contexts)
         if len(self._spare) > _SPARE_CONTEXTS:
             oldest = self._spare.popleft()
             self._contexts.discard(oldest)
-            oldest.close()
+            for context in oldest:
+                context.close()

@@ -52,6 +52,8 @@ def _open(bundle: Bundle, name: str, options: OpenOptions, *, exact: bool) -> An
 
     component = bundle.manifest.components[name]
     graphs = [bundle.file(component.graphs[role].path) for role in ("body", "tts") if role in component.graphs]
-    sessions = SessionFactory(options.threads, options.device, exact=graphs if exact else ())
+    sessions = SessionFactory(
+        options.threads, options.device, exact=graphs if exact else (), side_by_side=options.side_by_side
+    )
     adapters: dict[str, Any] = {"encoder": OrtEncoder, "llm": OrtLanguageModel, "codec": OrtCodec}
     return adapters[name](bundle.path, component, bundle.spec, sessions)

@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from edgeomni.arrays import F32, I64
 from edgeomni.bundle import Component
+from edgeomni.hardware import cores
 from edgeomni.runtimes.common.streaming_codec import StreamingCodec, Timing
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, translated
 from edgeomni.spec import OmniSpec
@@ -25,17 +26,32 @@ class OrtCodec(StreamingCodec[Kept]):
         meta = component.meta
         noise = tuple((pace["scale"], pace["lag"]) for pace in meta["noise"])
         super().__init__(spec.codec, Timing(meta["first_push"], meta["push_multiple"], meta["lag_samples"], noise))
-        self._session = sessions.open(bundle_path / component.graphs["codec"].path)
+        self._sessions, self._path = sessions, bundle_path / component.graphs["codec"].path
+        self._session = self._all = sessions.open(self._path)
+        self._with_fewer: dict[int, ort.InferenceSession] = {}
         self._device = getattr(sessions, "device", "cpu")
         self._states = [state["name"] for state in meta["states"]]
         self._initial = {s["name"]: self._value(np.zeros(s["shape"], s["dtype"])) for s in meta["states"]}
         self._edges = {(first, last): self._edge_values(meta, first, last) for first in (0, 1) for last in (0, 1)}
 
+    def set_threads(self, threads: int) -> None:
+        """See components.SetsThreads. ONNX Runtime's threads belong to a session: fewer are a session of their own.
+
+        It is opened by the first call that asks for so many, and kept.
+        """
+        if threads >= (self._sessions.threads or cores()) or self._device != "cpu":
+            self._session = self._all
+            return
+        if threads not in self._with_fewer:
+            self._with_fewer[threads] = self._sessions.with_threads(threads).open(self._path)
+        self._session = self._with_fewer[threads]
+
     def _start(self) -> Kept:
         return self._initial
 
     def _push(self, codes: Sequence[I64], kept: Kept, last: bool, noise: Sequence[F32] | None) -> tuple[F32, Kept]:
-        binding = self._session.io_binding()
+        session = self._session
+        binding = session.io_binding()
         for level, ids in enumerate(codes):
             binding.bind_ortvalue_input(f"codes.{level}", ort.OrtValue.ortvalue_from_numpy(ids))
         for i in range(len(self.timing.noise)):
@@ -49,7 +65,7 @@ class OrtCodec(StreamingCodec[Kept]):
         for name in self._states:
             binding.bind_output(f"next.{name}", self._device)
         with translated("the codec failed", "verify the bundle with `edgeomni verify`"):
-            self._session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding)
         wave, *states = binding.get_outputs()
         return wave.numpy()[0, 0], dict(zip(self._states, states, strict=True))
 

@@ -28,6 +28,8 @@ _LOAD_REMEDY = (
     "verify the bundle with `edgeomni verify`, export it again, or update ONNX Runtime, of which bundles in the "
     "portable flavour need 1.25 or newer"
 )
+SPIN_US = 20
+"""Microseconds: frames of an LLM alone take as long as without a limit, those beside a codec take a fifth less."""
 _QUIET = 3
 """ONNX Runtime's log level for errors only."""
 
@@ -37,16 +39,29 @@ class SessionFactory:
 
     `threads` is what one session computes with (None: all physical cores). Only one session of an answer runs at a
     time, so each may use them all; but idle pools that spin would steal 40 % from the one that works, therefore
-    spinning stops with each run (session.force_spinning_stop). On a CPU all sessions draw on one memory arena, so
-    that what the encoder needs for a moment serves the codec later. The graphs in `exact` compute with float
-    activations where their kernels would round them to 8 bits (MatMulNBits): much slower, for the gate alone.
+    spinning stops with each run (session.force_spinning_stop). Where two do run `side_by_side`, a thread also stops
+    waiting actively within a run, after SPIN_US: just long enough to meet the next operator. On a CPU all sessions
+    draw on one memory arena, so that what the encoder needs for a moment serves the codec later. The graphs in `exact`
+    compute with float activations where their kernels would round them to 8 bits (MatMulNBits): much slower, for the
+    gate alone.
     Raises EngineError for a device that is not there, UsageError for a number of threads out of range.
     """
 
-    def __init__(self, threads: int | None = None, device: str = "cpu", *, exact: Collection[Path] = ()) -> None:
+    def __init__(
+        self,
+        threads: int | None = None,
+        device: str = "cpu",
+        *,
+        exact: Collection[Path] = (),
+        side_by_side: bool = False,
+    ) -> None:
         check_threads(threads)
-        self.threads, self.device, self._exact = threads, device, exact
+        self.threads, self.device, self._exact, self._side_by_side = threads, device, exact, side_by_side
         self._providers = _providers(device)
+
+    def with_threads(self, threads: int) -> SessionFactory:
+        """The same, but for the number of threads."""
+        return SessionFactory(threads, self.device, exact=self._exact, side_by_side=self._side_by_side)
 
     def open(self, path: Path, *, dynamic: bool = False) -> ort.InferenceSession:
         """A session on the graph at `path`; `dynamic`: with DynamicQuantizeMatMul. Raises EngineError with the file.
@@ -69,6 +84,8 @@ class SessionFactory:
         options.intra_op_num_threads = self.threads or 0
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self._side_by_side:
+            options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
         if self.device == "cpu":
             _share_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")

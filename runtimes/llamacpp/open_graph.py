@@ -1,0 +1,39 @@
+"""Opens the component of a bundle that a GGUF file belongs to, and ends, for `edgeomni verify`:
+`python -m edgeomni.runtimes.llamacpp.open_graph FILE`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from edgeomni.bundle import MANIFEST, Bundle
+from edgeomni.components import OpenOptions
+from edgeomni.errors import BundleError, EdgeOmniError
+from edgeomni.runtimes import llamacpp
+
+
+def main(path: str) -> int:
+    """0 when the component opens; 1 with the engine's message on stderr. What aborts the engine ends the process."""
+    try:
+        bundle, name = _component_of(Path(path).resolve())
+        llamacpp.open_component(bundle, name, OpenOptions(threads=1)).close()
+    except EdgeOmniError as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _component_of(path: Path) -> tuple[Bundle, str]:
+    """The bundle that the file lies in, and the component that names it."""
+    for root in path.parents:
+        if (root / MANIFEST).is_file():
+            bundle = Bundle.open(root, hashes=False)
+            for name, component in bundle.manifest.components.items():
+                if any((root / graph.path).resolve() == path for graph in component.graphs.values()):
+                    return bundle, name
+    raise BundleError(f"{path}: no bundle around it names it; export the checkpoint again")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
