@@ -10,7 +10,7 @@ WORK   ?= build/pythons
 .DEFAULT_GOAL := test
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 1
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -138,7 +138,7 @@ def _take_side_by_side(
                     note(running.pop(task), task.result())
         except BaseException as exc:
             # Ctrl-C has reached the commands too, from the terminal. Where one has failed, the others are told to end.
-            end_commands(GRACE_S if isinstance(exc, KeyboardInterrupt) else 0.0)
+            end_commands(running, GRACE_S if isinstance(exc, KeyboardInterrupt) else 0.0)
             raise
 
 
