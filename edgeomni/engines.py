@@ -13,8 +13,8 @@ from .install_hint import install_command
 
 ComponentName = Literal["encoder", "llm", "codec"]
 COMPONENTS: tuple[ComponentName, ...] = ("encoder", "llm", "codec")
-Device = Literal["cpu", "cuda"]
-EngineName = Literal["onnxruntime", "llama.cpp", "torch"]
+Device = Literal["cpu", "cuda", "gpu", "npu", "auto"]
+EngineName = Literal["onnxruntime", "llama.cpp", "openvino", "torch"]
 CHECKPOINT = "checkpoint"
 """The format of what has not been exported: it runs on torch and is in no bundle."""
 
@@ -47,6 +47,7 @@ ENGINES = {
     for engine in (
         Engine("onnxruntime", "onnxruntime", ("onnx",), ("cpu", "cuda"), "", ("onnxruntime", "onnxruntime-gpu")),
         Engine("llama.cpp", "llamacpp", ("gguf",), ("cpu", "cuda"), "gguf", ("llama-cpp-python",)),
+        Engine("openvino", "openvino", ("openvino",), ("cpu", "gpu", "npu", "auto"), "openvino", ("openvino",)),
         Engine("torch", "torch", (CHECKPOINT,), ("cpu", "cuda"), "export", ("torch",)),
     )
 }
