@@ -29,7 +29,7 @@ __all__ = ["Bundle", "Component", "FileEntry", "GraphEntry", "Manifest", "Port",
 MANIFEST = "bundle.json"
 SETTLED_S = 2.0
 """How old a file must be, in seconds, before its verification is remembered."""
-_SUFFIX = {"onnx": ".onnx"}
+_SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 """Format -> how its graphs' names end. ONNX Runtime would read another suffix, .ort, as another format."""
 
 
@@ -156,11 +156,13 @@ class Bundle:
 
     def _check_external(self, component: Component) -> None:
         """Graphs name further files within themselves; a file that no hash covers must not be among them."""
-        if component.format != "onnx":
+        if component.format not in _SUFFIX:
             return
         listed = {entry.path for entry in component.files}
         for role, graph in component.graphs.items():
-            for location in sorted(external_files(self.file(graph.path))):
+            path = self.file(graph.path)
+            beside = {path.with_suffix(".bin").name} if component.format == "openvino" else external_files(path)
+            for location in sorted(beside):
                 if str(PurePosixPath(graph.path).parent / location) not in listed:
                     raise BundleError(
                         f"{self.path}: graph {short(f'{component.name}/{role}')} reads {short(location)}, which is not "

@@ -14,9 +14,9 @@ from .install_hint import install_command
 
 ComponentName = Literal["encoder", "llm", "codec"]
 COMPONENTS: tuple[ComponentName, ...] = ("encoder", "llm", "codec")
-Device = Literal["auto", "cpu", "cuda", "tensorrt"]
-"""tensorrt is a way of ONNX Runtime to use a GPU, through its TensorRT provider."""
-EngineName = Literal["auto", "onnxruntime", "llama.cpp", "torch"]
+Device = Literal["auto", "cpu", "cuda", "tensorrt", "gpu", "npu"]
+"""tensorrt is a way of ONNX Runtime to use a GPU of NVIDIA, through its TensorRT provider; gpu and npu are Intel's."""
+EngineName = Literal["auto", "onnxruntime", "llama.cpp", "openvino", "torch"]
 AUTO = "auto"
 """As an engine: the best that the bundle and this machine have. As a device: what this machine has."""
 EngineChoice = EngineName | Mapping[str, str] | None
@@ -63,6 +63,15 @@ ENGINES = {
             untested=("tensorrt",),
         ),
         Engine("llama.cpp", "llamacpp", ("gguf",), ("cpu", "cuda"), "gguf", ("llama-cpp-python",)),
+        Engine(
+            "openvino",
+            "openvino",
+            ("openvino",),
+            ("cpu", "gpu", "npu", "auto"),
+            "openvino",
+            ("openvino",),
+            untested=("gpu", "npu"),
+        ),
         Engine("torch", "torch", (CHECKPOINT,), ("cpu", "cuda"), "export", ("torch",)),
     )
 }

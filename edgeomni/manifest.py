@@ -188,8 +188,9 @@ class NoisePace:
 
 
 @dataclass(frozen=True)
-class OnnxCodecMeta:
-    flavour: str
+class CodecMeta:
+    """What a runtime feeds to the streaming graph of exporters/onnx/codec.py."""
+
     first_push: Annotated[int, Meta(ge=1, le=1 << 20)]
     push_multiple: Annotated[int, Meta(ge=1, le=1 << 20)]
     lag_samples: Count
@@ -197,6 +198,24 @@ class OnnxCodecMeta:
     tails: list[CodecTail]
     bounds: list[CodecBound]
     noise: list[NoisePace]
+
+
+@dataclass(frozen=True)
+class OnnxCodecMeta(CodecMeta):
+    flavour: str
+
+
+@dataclass(frozen=True)
+class OpenVinoEncoderMeta:
+    """Nothing beyond the graph."""
+
+
+@dataclass(frozen=True)
+class OpenVinoLlmMeta:
+    """`context`: the frames that its rotary caches cover."""
+
+    context: Annotated[int, Meta(ge=1, le=1 << 20)]
+    tables: OnnxTables
 
 
 @dataclass(frozen=True)
@@ -238,6 +257,11 @@ META: dict[tuple[str, str], type[Any]] = {("onnx", name): kind for name, kind in
 META["gguf", "encoder"] = GgufEncoderMeta
 META["gguf", "llm"] = GgufLlmMeta
 META["gguf", "codec"] = GgufCodecMeta
+META |= {
+    ("openvino", "encoder"): OpenVinoEncoderMeta,
+    ("openvino", "llm"): OpenVinoLlmMeta,
+    ("openvino", "codec"): CodecMeta,
+}
 """(format, component) -> what its `meta` holds."""
 
 ROLES = {
@@ -247,6 +271,9 @@ ROLES = {
     ("gguf", "encoder"): {"encoder"},
     ("gguf", "llm"): {"body", "heads"},
     ("gguf", "codec"): {"codec"},
+    ("openvino", "encoder"): {"encoder"},
+    ("openvino", "llm"): {"body", "text_head", "audio_head"},
+    ("openvino", "codec"): {"codec"},
 }
 """(format, component) -> the graphs or files without which it cannot run."""
 
@@ -338,11 +365,11 @@ def _check_component(
     tts = {"tts"} if name == "llm" and spec.tts_layers else set[str]()
     if missing := sorted((ROLES[component.format, name] | tts) - set(component.graphs)):
         raise source.fault(f"{', '.join(missing)} missing", f"{path}.graphs")
-    if isinstance(meta, OnnxLlmMeta):
+    if isinstance(meta, (OnnxLlmMeta, OpenVinoLlmMeta)):
         _check_tables(meta, spec, source, f"{path}.meta.tables")
 
 
-def _check_tables(meta: OnnxLlmMeta, spec: OmniSpec, source: Source, path: str) -> None:
+def _check_tables(meta: OnnxLlmMeta | OpenVinoLlmMeta, spec: OmniSpec, source: Source, path: str) -> None:
     layout = spec.layout
     for name, rows in (("text", layout.text_vocab), ("audio", layout.streams * layout.audio_vocab)):
         table: EmbeddingTable = getattr(meta.tables, name)

@@ -82,7 +82,7 @@ def test_doctor_tells_what_works_what_does_not_and_what_is_untested(monkeypatch:
     assert "onnxruntime on cuda: cuda is gone; install it" in shown
     monkeypatch.setattr(doctor, "has_nvidia_gpu", lambda: False)
     shown = CliRunner().invoke(main, ["doctor"], env={"COLUMNS": "200"}).output
-    assert "cuda and tensorrt: this machine shows no GPU of NVIDIA" in shown and "is gone" not in shown
+    assert "cuda and tensorrt: this machine shows no GPU of NVIDIA" in shown and "cuda is gone" not in shown
 
 
 def test_two_packages_of_one_engine_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,10 @@ def test_every_device_of_the_engine_has_a_provider_and_a_memory() -> None:
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
 def test_a_build_without_the_provider_says_what_to_install(device: str) -> None:
     said = runtime.problem(device)
-    assert f"has no {providers.NAMES[device]}" in said and "pip install --force-reinstall --no-deps onnxruntime-gpu" in said
+    assert (
+        f"has no {providers.NAMES[device]}" in said
+        and "pip install --force-reinstall --no-deps onnxruntime-gpu" in said
+    )
     with pytest.raises(EngineUnavailable, match="onnxruntime-gpu") as caught:
         SessionFactory(device=device)
     assert caught.value.kind == "device"

@@ -84,7 +84,7 @@ def test_a_short_window_gives_as_many_features(bundle: Bundle, monkeypatch: pyte
 
 def test_the_wrong_engine_or_device_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(UsageError, match="unknown engine 'steam'; known are onnxruntime, llama.cpp, torch"):
+    with pytest.raises(UsageError, match="unknown engine 'steam'; known are onnxruntime, llama.cpp"):
         Session.open(bundle, engine="steam")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="encoder is onnx, which torch does not run; engines that do: onnxruntime"):
         Session.open(bundle, engine="torch")

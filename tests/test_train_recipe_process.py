@@ -211,6 +211,37 @@ subprocess.Popen = Slow
 """A thread that starts a command goes on long after the command has begun."""
 
 
+UNNOTICED = """
+import signal, threading, time
+from pathlib import Path
+def tell():
+    while not all(Path("out", f"told-{name}").exists() for name in ("one", "two")):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+threading.Thread(target=tell, daemon=True).start()
+"""
+"""SIGTERM comes to another thread than the main one, which therefore sleeps on in what it waits for."""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_signal_that_does_not_wake_the_main_thread_is_noticed(jobs: int, tmp_path: Path) -> None:
+    stand_in = tmp_path / "stand-in"
+    stand_in.write_text("#!/bin/sh\ntouch told-$6\nexec sleep 300\n" if jobs == 2 else ALONE)
+    stand_in.chmod(0o755)
+    command = [sys.executable, "-c", UNNOTICED + TWO.replace("jobs=2", f"jobs={jobs}"), str(stand_in)]
+    parent = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        assert parent.wait(timeout=60) != 0
+    finally:
+        if parent.poll() is None:
+            os.killpg(parent.pid, signal.SIGKILL)
+            parent.wait()
+
+
+ALONE = "#!/bin/sh\ntouch told-one told-two\nexec sleep 300\n"
+
+
 def test_commands_that_have_only_just_begun_are_ended_too(tmp_path: Path) -> None:
     stand_in = tmp_path / "stand-in"
     stand_in.write_text("#!/bin/sh\necho $$ > ready-$6\nexec sleep 300\n")

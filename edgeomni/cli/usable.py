@@ -15,7 +15,7 @@ from .opening import environment
 
 TIMEOUT_S = 60.0
 """For one engine to be loaded and asked for every device. On two slow cores the slowest takes five seconds."""
-UNTESTED = "untested on a GPU"
+UNTESTED = "untested on {}"
 NVIDIA = ("cuda", "tensorrt")
 """Devices that are a GPU of NVIDIA."""
 
@@ -70,7 +70,8 @@ def here(part: dict[str, Any]) -> str:
 
 def _device(device: str, told: dict[str, Any]) -> str:
     state = "no" if told["problem"] else "yes"
-    return f"{device}: {state}" + (f" ({UNTESTED})" if told["untested"] else "")
+    where = "an NPU" if device == "npu" else "a GPU"
+    return f"{device}: {state}" + (f" ({UNTESTED.format(where)})" if told["untested"] else "")
 
 
 def reasons(engines: dict[str, dict[str, Any]], with_gpu: bool) -> Iterator[str]:

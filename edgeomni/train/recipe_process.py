@@ -25,6 +25,8 @@ except ImportError:  # Windows: nothing is locked there
 _INTERRUPTED = (130, -signal.SIGINT)
 GRACE_S = 60.0
 """How long a command that Ctrl-C has told to end may take for it."""
+GLANCE_S = 0.5
+"""How long the main thread waits at a time. Of a signal that comes just before a wait Python takes note after it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def run_command(words: list[str], root: Path, beside: Beside | None = None) -> i
         try:
             if beside is not None:
                 _repeat_lines(process, beside.name)
-            code = process.wait()
+            code = _end_of(process)
         except KeyboardInterrupt:  # which the terminal sends to the command too
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
@@ -87,6 +89,12 @@ def end_commands(tasks: Iterable[Future[Any]], grace_s: float = 0.0) -> None:
                 process.terminate()
                 told.add(process)
         time.sleep(0.05)
+
+
+def _end_of(process: subprocess.Popen[str]) -> int:
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(GLANCE_S)
 
 
 def _repeat_lines(process: subprocess.Popen[str], name: str) -> None:

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from edgeomni.arrays import F32, I32, I64
 from edgeomni.bundle import Component
 from edgeomni.components import Features
 from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
-from edgeomni.runtimes.common.embedding_table import RowTable
+from edgeomni.runtimes.common.frame_embedding import FrameEmbedding
 from edgeomni.runtimes.common.parallel_heads import ParallelHeads
 from edgeomni.runtimes.onnxruntime.kv_cache import Buffers, Stack
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, interruptible, translated
@@ -67,8 +65,7 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
             for role, layers in (("body", spec.body.layers), ("tts", spec.tts_layers))
             if role in graphs
         )
-        tables = component.meta["tables"]
-        self._text_table, self._audio_table = RowTable(path, tables["text"]), RowTable(path, tables["audio"])
+        self._embedding = FrameEmbedding(path, component.meta["tables"], spec.layout)
         self._spare: deque[tuple[Buffers, ...]] = deque(maxlen=_SPARE_STATES)
 
     def start(self, rows: int, max_frames: int) -> OrtState:
@@ -89,7 +86,7 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
             raise EngineError(f"ids have {rows} row(s) of {frames} frames, but {state.rows} row(s) are active")
         if state.length + frames > state.capacity:
             raise EngineError(f"the cache holds {state.capacity} frames; {state.length} + {frames} are too many")
-        embeds = self.embed(ids, features)
+        embeds = self._embedding.embed(ids, features)
         at_once = _PREFILL_FRAMES if rows == 1 else 1  # behind cached frames the operator takes several of one row only
         for i in range(0, frames, at_once):
             hidden = self._append(embeds[:, i : i + at_once], state, interrupt)
@@ -119,20 +116,6 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
     def close(self) -> None:
         """Gives back the buffers kept for later turns; sessions and tables go with the object."""
         self._spare.clear()
-
-    def embed(self, ids: I32, features: Sequence[Features] = ()) -> F32:
-        """ids [rows, K+1, t] -> [rows, t, D]: the mean over the K+1 streams, K of them replaced by a feature."""
-        rows, streams, frames = ids.shape
-        audio = self._audio_table[(ids[:, :-1] - self._spec.layout.text_vocab).reshape(-1)]
-        audio = audio.reshape(rows, streams - 1, frames, -1).sum(1)
-        for segment in features:
-            if segment.start < 0 or segment.stop > frames:
-                raise EngineError(
-                    f"features for positions {segment.start} to {segment.stop} do not fit {frames} positions of ids"
-                )
-            audio[:, segment.start : segment.stop] = segment.values * np.float32(streams - 1)
-        text = self._text_table[ids[:, -1].reshape(-1)].reshape(rows, frames, -1)
-        return np.ascontiguousarray((audio + text) / np.float32(streams))
 
     def _append(self, embeds: F32, state: OrtState, interrupt: Interrupt | None) -> OrtHidden:
         remedy = "check memory, or verify the bundle with `edgeomni verify`"
