@@ -19,6 +19,7 @@ from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
 from edgeomni.runtimes.common.frame_embedding import FrameEmbedding
 from edgeomni.runtimes.common.parallel_heads import ParallelHeads
+from edgeomni.runtimes.onnxruntime import captured
 from edgeomni.runtimes.onnxruntime.kv_cache import Buffers, Stack
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, interruptible, translated
 from edgeomni.spec import OmniSpec
@@ -56,12 +57,16 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
     def __init__(self, path: Path, component: Component, spec: OmniSpec, sessions: SessionFactory) -> None:
         self._spec, self._context = spec, int(component.meta["context"])
         order = sorted(component.graphs, key=lambda role: not role.endswith("head"))
+        records = captured.wanted(sessions.device, component.meta["attention"])
         # Heads first: while a weight is packed it is in memory twice, and theirs are the largest.
-        graphs = {role: sessions.open(path / component.graphs[role].path) for role in order}
+        graphs = {
+            role: sessions.open(path / component.graphs[role].path, records=records and not role.endswith("head"))
+            for role in order
+        }
         self._text_head, self._audio_head = graphs["text_head"], graphs["audio_head"]
         kind = component.meta["attention"]
         self._stacks = tuple(
-            Stack(graphs[role], kind, spec.body, layers, sessions.memory, role == "body" and "tts" in graphs)
+            Stack(graphs[role], kind, spec.body, layers, sessions.memory, role == "body" and "tts" in graphs, records)
             for role, layers in (("body", spec.body.layers), ("tts", spec.tts_layers))
             if role in graphs
         )

@@ -50,6 +50,12 @@ def usable(device: str) -> list[Provider]:
     return [cuda, cpu] if device == "cuda" else [(NAMES["tensorrt"], _tensorrt_options()), cuda, cpu]
 
 
+def recording(providers: list[Provider]) -> list[Provider]:
+    """The same with a CUDA provider that records graphs."""
+    name = NAMES["cuda"]
+    return [(name, {**_CUDA_OPTIONS, "enable_cuda_graph": "1"}) if p[0] == name else p for p in providers]
+
+
 def demand(device: str, session: ort.InferenceSession) -> None:
     """Raises EngineUnavailable unless the session has the device's provider."""
     if NAMES[device] not in session.get_providers():

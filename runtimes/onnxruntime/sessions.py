@@ -68,8 +68,10 @@ class SessionFactory:
         """The same, but for the number of threads."""
         return SessionFactory(threads, self.device, exact=self._exact, side_by_side=self._side_by_side)
 
-    def open(self, path: Path, *, dynamic: bool = False) -> ort.InferenceSession:
+    def open(self, path: Path, *, dynamic: bool = False, records: bool = False) -> ort.InferenceSession:
         """A session on the graph at `path`; `dynamic`: with DynamicQuantizeMatMul. Raises EngineError with the file.
+
+        `records`: it records CUDA graphs (captured.py).
 
         x86 without VNNI adds up u8 x s8 products in 16 bits, which overflows: there `dynamic` makes the weights u8,
         which is exact (and with VNNI would cost 50 %).
@@ -78,14 +80,15 @@ class SessionFactory:
             options = self._options()
             options.add_session_config_entry("session.x64quantprecision", str(int(dynamic and _u8s8_overflows())))
             if path not in self._exact:
-                return self._session(_existing(path), options)
+                return self._session(_existing(path), options, records)
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
             return self._session(_with_float_activations(_existing(path)), options)
 
-    def _session(self, graph: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    def _session(self, graph: str | bytes, options: ort.SessionOptions, records: bool = False) -> ort.InferenceSession:
         """Raises EngineUnavailable where ONNX Runtime would quietly compute on the CPU instead of the device."""
-        session = ort.InferenceSession(graph, options, providers=self._providers, enable_fallback=0)
+        chosen = providers.recording(self._providers) if records else self._providers
+        session = ort.InferenceSession(graph, options, providers=chosen, enable_fallback=0)
         providers.demand(self.device, session)
         return session
 
