@@ -83,8 +83,8 @@ class Recorded:
         if not all(_alike(found[name], right[name]) for name in right):
             self.failed = True
             _log.warning(
-                "a replayed CUDA graph gave other numbers than the run that it recorded, so frames are computed without "
-                "it; leave %s unset",
+                "a replayed CUDA graph gave other numbers than the run that it recorded, so frames are computed "
+                "without it; leave %s unset",
                 VARIABLE,
             )
         return right
