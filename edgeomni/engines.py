@@ -43,6 +43,8 @@ class Engine:
     distributions: tuple[str, ...]
     components: tuple[str, ...] = COMPONENTS
     untested: tuple[str, ...] = ()
+    exclusive: bool = False
+    """Whether the distributions write the same files, so that the one installed last is the one that runs."""
 
     @property
     def install(self) -> str:
@@ -61,6 +63,7 @@ ENGINES = {
             "",
             ("onnxruntime", "onnxruntime-gpu"),
             untested=("tensorrt",),
+            exclusive=True,
         ),
         Engine("llama.cpp", "llamacpp", ("gguf",), ("cpu", "cuda"), "gguf", ("llama-cpp-python",)),
         Engine(

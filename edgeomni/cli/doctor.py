@@ -135,7 +135,7 @@ def _twice(report: dict[str, Any]) -> Iterator[str]:
     """A warning where two packages provide one engine: they write the same files, and the last one installed is it."""
     for name, engine in ENGINES.items():
         there = [d for d in engine.distributions if _version((d,))]
-        if len(there) > 1 and report["engines"][name]["version"]:
+        if engine.exclusive and len(there) > 1 and report["engines"][name]["version"]:
             yield (
                 f"note: {' and '.join(there)} are both installed and write the same folder, so that the one installed "
                 "last is the one that runs; to change that: pip install --force-reinstall --no-deps "
