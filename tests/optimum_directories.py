@@ -43,7 +43,6 @@ WHISPER = {
     "decoder_ffn_dim": 8,
     "vocab_size": 40,
     "num_mel_bins": 8,
-    "max_source_positions": 100,
     "max_target_positions": 16,
     "begin_suppress_tokens": None,
     **IDS,
@@ -59,8 +58,8 @@ LLM = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-FRAMES = {"onnx": ["--nb_max_frames", "200"], "openvino": list[str]()}
-"""How each exporter is told that the window has other than Whisper's 3000 mel frames."""
+FRAMES = {"onnx": 200, "openvino": 3000}
+"""Mel frames of the window. OpenVINO's exporter cannot be told of another than Whisper's own."""
 KEPT = ("config.json", "tokenizer.json", "encoder_model.onnx", "model.onnx")
 KEPT += tuple(f"openvino_{name}.{end}" for name in ("encoder_model", "model") for end in ("xml", "bin"))
 
@@ -75,17 +74,17 @@ def moved(model: Any) -> Any:
     return model.eval()
 
 
-def whisper(equal: bool) -> tuple[Any, dict[str, np.ndarray]]:
+def whisper(frames: int, equal: bool) -> tuple[Any, dict[str, np.ndarray]]:
     torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(WhisperConfig(**WHISPER))
+    model = WhisperForConditionalGeneration(WhisperConfig(**WHISPER, max_source_positions=frames // 2))
     model = model.eval() if equal else moved(model)
-    mel = torch.randn(1, 8, 200, generator=torch.Generator().manual_seed(1))
+    mel = torch.randn(1, 8, frames, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         features = model.model.encoder(mel).last_hidden_state
     return model, {"mel": mel[0].numpy(), "features": features[0].numpy()}
 
 
-def llm(kind: type, tied: bool, equal: bool) -> tuple[Any, dict[str, np.ndarray]]:
+def llm(kind: Any, tied: bool, equal: bool) -> tuple[Any, dict[str, np.ndarray]]:
     torch.manual_seed(2)
     model = AutoModelForCausalLM.from_config(kind(**LLM, tie_word_embeddings=tied))
     model = model.eval() if equal else moved(model)
@@ -96,11 +95,11 @@ def llm(kind: type, tied: bool, equal: bool) -> tuple[Any, dict[str, np.ndarray]
 
 
 MODELS = {
-    "whisper": lambda: whisper(False),
-    "whisper-equal": lambda: whisper(True),
-    "qwen2": lambda: llm(Qwen2Config, True, False),
-    "qwen2-equal": lambda: llm(Qwen2Config, True, True),
-    "llama": lambda: llm(LlamaConfig, False, False),
+    "whisper": lambda frames: whisper(frames, False),
+    "whisper-equal": lambda frames: whisper(frames, True),
+    "qwen2": lambda _: llm(Qwen2Config, True, False),
+    "qwen2-equal": lambda _: llm(Qwen2Config, True, True),
+    "llama": lambda _: llm(LlamaConfig, False, False),
 }
 """NAME-equal: weights as transformers draws them, with many equal tensors."""
 
@@ -116,16 +115,16 @@ def tokenizer(directory: Path) -> None:
 
 
 def export(name: str, how: list[str], out: Path) -> None:
-    model, answers = MODELS[name]()
+    model, answers = MODELS[name](FRAMES[how[0]])
     with tempfile.TemporaryDirectory() as scratch:
         source, target = Path(scratch) / "model", Path(scratch) / "exported"
         model.save_pretrained(source)
         tokenizer(source)
         task = "text-generation-with-past"
         if name.startswith("whisper"):
-            WhisperFeatureExtractor(feature_size=8, chunk_length=2).save_pretrained(source)
+            WhisperFeatureExtractor(feature_size=8, chunk_length=FRAMES[how[0]] // 100).save_pretrained(source)
             task = "automatic-speech-recognition"
-            how = [*how, *FRAMES[how[0]]]
+            how = [*how, *(["--nb_max_frames", str(FRAMES["onnx"])] if how[0] == "onnx" else [])]
         command = [str(Path(sys.executable).with_name("optimum-cli")), "export", *how, "--task", task]
         subprocess.run([*command, "--model", str(source), str(target)], check=True, timeout=900)
         print(name, sorted(p.name for p in target.iterdir()))
