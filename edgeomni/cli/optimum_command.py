@@ -32,7 +32,9 @@ class EdgeOmniExportCommand(BaseOptimumCLICommand):
     def parse_args(parser: ArgumentParser) -> None:
         """Adds the arguments to optimum's parser."""
         parser.description, parser.formatter_class = _DESCRIPTION, RawDescriptionHelpFormatter
-        parser.add_argument("-m", "--model", metavar="CHECKPOINT", help="Checkpoint directory, or a shipped model: nano.")
+        parser.add_argument(
+            "-m", "--model", metavar="CHECKPOINT", help="Checkpoint directory, or a shipped model: nano."
+        )
         parser.add_argument("output", metavar="BUNDLE", help="Bundle directory to write.")
         for option in _options():
             _add(parser, option)

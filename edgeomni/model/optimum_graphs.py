@@ -71,7 +71,9 @@ def _constants(path: Path) -> list[Constant]:
 
         return onnx_constants.constants(path)
     if importlib.util.find_spec("openvino") is None:
-        raise CheckpointError(f"{path}: OpenVINO is needed to check what is read from it; {install_command('openvino')}")
+        raise CheckpointError(
+            f"{path}: OpenVINO is needed to check what is read from it; {install_command('openvino')}"
+        )
     from . import openvino_constants
 
     return openvino_constants.constants(path)
