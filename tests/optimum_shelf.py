@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import parts
 import pytest
+import torch
 
-from edgeomni.model import checkpoints
+from edgeomni.model import checkpoints, encoders
 
 ARCHIVES = Path(__file__).parent / "optimum"
 needs_openvino = pytest.mark.skipif(
@@ -27,3 +29,19 @@ def unpacked(folder: Path, kind: str) -> Path:
 
 def composed(shelf: Path, encoder: str = "whisper", llm: str = "qwen2") -> Any:
     return checkpoints.compose(str(shelf / encoder), str(shelf / llm), str(shelf / "snac"))
+
+
+def answers(shelf: Path, name: str) -> dict[str, Any]:
+    with np.load(shelf / f"{name}.npz") as arrays:
+        return dict(arrays)
+
+
+@torch.inference_mode()
+def misses(model: Any, shelf: Path, encoder: str, llm: str) -> list[float]:
+    """Largest differences from what transformers answered, of the encoder and of the LLM."""
+    heard, said = answers(shelf, encoder), answers(shelf, llm)
+    mel = torch.randn(*heard["mel_shape"], generator=torch.Generator().manual_seed(int(heard["mel_seed"])))
+    features = encoders.encode(model.encoder, mel)[0, : len(heard["features"])].numpy()
+    embeds = model.embedding(torch.from_numpy(said["ids"]))[None]
+    logits = model.text_logits(model.hidden(embeds)[0])[0, :, : said["logits"].shape[-1]].numpy()
+    return [float(abs(features - heard["features"]).max()), float(abs(logits - said["logits"]).max())]

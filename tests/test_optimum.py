@@ -10,17 +10,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import parts
 import pytest
 import torch
-from optimum_shelf import FORMATS, composed, unpacked
+from optimum_shelf import FORMATS, composed, misses, unpacked
 
 from edgeomni.errors import CheckpointError
 from edgeomni.export import export_bundle
 from edgeomni.gate.judge import GateOptions
-from edgeomni.model import checkpoints, encoders
+from edgeomni.model import checkpoints
 from edgeomni.model.optimum_graphs import held_against
 from edgeomni.model.swap import swap
 
@@ -34,22 +33,6 @@ def shelf(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def own(tmp_path: Path) -> Path:
     """ONNX directories that a test may spoil."""
     return unpacked(tmp_path / "own", "onnx")
-
-
-def answers(shelf: Path, name: str) -> dict[str, Any]:
-    with np.load(shelf / f"{name}.npz") as arrays:
-        return dict(arrays)
-
-
-@torch.inference_mode()
-def misses(model: Any, shelf: Path, encoder: str, llm: str) -> list[float]:
-    """Largest differences from what transformers answered, of the encoder and of the LLM."""
-    heard, said = answers(shelf, encoder), answers(shelf, llm)
-    mel = torch.randn(*heard["mel_shape"], generator=torch.Generator().manual_seed(int(heard["mel_seed"])))
-    features = encoders.encode(model.encoder, mel)[0, : len(heard["features"])].numpy()
-    embeds = model.embedding(torch.from_numpy(said["ids"]))[None]
-    logits = model.text_logits(model.hidden(embeds)[0])[0, :, : said["logits"].shape[-1]].numpy()
-    return [float(abs(features - heard["features"]).max()), float(abs(logits - said["logits"]).max())]
 
 
 def test_the_parts_answer_as_before_they_were_exported(shelf: Path) -> None:

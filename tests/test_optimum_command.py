@@ -87,7 +87,6 @@ def test_it_writes_a_bundle(installed: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "code", "said"),
     [
-        (["--model", "/nowhere", "out"], 1, "no such checkpoint directory"),
         (["--model", "nano", "--precision", "int3", "out"], 2, "int3"),
         (["--preset", "tiny", "--random", "--gate", "llm.error=0", "--precision", "int8", "out"], 3, "llm.error"),
     ],
