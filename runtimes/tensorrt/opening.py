@@ -1,0 +1,63 @@
+"""What all adapters open a component with: the device, the engines of its graphs, and scratch memory that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from edgeomni.runtimes.tensorrt.device import Arena, acquire, release
+from edgeomni.runtimes.tensorrt.engine import Engine
+from edgeomni.runtimes.tensorrt.library import Library
+
+
+class Serialized(NamedTuple):
+    """An engine's bytes, and the package that reads them."""
+
+    library: Library
+    data: Any
+
+
+class Engines:
+    """The engines of one component, all closed together. `find` gives the bytes of a graph's engine, by its role.
+
+    Raises EngineError where there is no device.
+    """
+
+    def __init__(self, name: str, find: Callable[[str], Serialized]) -> None:
+        self._name, self._find = name, find
+        self.device = acquire()
+        self.arena = Arena(self.device)
+        self.arena.keep(lambda device=self.device: release(device))
+        self._engines: list[Engine] = []
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Holds the device's lock; everything is given back where the block fails."""
+        with self.device.lock:
+            try:
+                yield
+            except BaseException:
+                self.close()
+                raise
+
+    def open(self, role: str) -> Engine:
+        """The engine of that role. Raises EngineError where it cannot be found, built or read."""
+        found = self._find(role)
+        engine = Engine(found.library, self.device, found.data, f"{self._name}/{role}")
+        self.arena.keep(engine.close)
+        self._engines.append(engine)
+        return engine
+
+    def scratch(self) -> tuple[int, int]:
+        """Address and size of memory in which any of the engines opened so far can run, one at a time."""
+        size = max((engine.scratch for engine in self._engines), default=0)
+        return (self.arena.array(size), size) if size else (0, 0)
+
+    @property
+    def closed(self) -> bool:
+        return self.arena.closed
+
+    def close(self) -> None:
+        self._engines.clear()
+        self.arena.close()
