@@ -1,9 +1,9 @@
 """A strict recorder in the place of cuda.bindings.runtime, for tests on machines without a GPU.
 
 It does not answer what a test expects: "device" and pinned memory are real memory, copies copy, and engines
-(tensorrt_recorder.py) compute their ONNX graph. Like CUDA's, its stream runs later than it is called: everything that is
-enqueued waits for the next synchronization, so that reading a result too early, or writing into a buffer that a waiting
-copy still reads, gives wrong numbers. Unlike CUDA it refuses, with ProtocolError, every call that breaks the rules:
+(tensorrt_recorder.py) compute their ONNX graph. Like CUDA's, its stream runs later than it is called: what is enqueued
+waits for the next synchronization, so that reading a result too early, or writing into a buffer that a waiting copy
+still reads, gives wrong numbers. Unlike CUDA it refuses, with ProtocolError, every call that breaks the rules:
 addresses outside live memory of the right side, sizes that leave it, frees of what is not there or still in use, calls
 that a capture forbids, objects used after their end. `leaks` names what was not given back. New memory is full of NaN.
 """

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeomni.errors import EngineError
+from edgeomni.errors import EngineError, EngineUnavailable
 
 ALIGNMENT = 256
 """TensorRT asks for tensors that start at multiples of this; cudaMalloc gives such addresses."""
@@ -67,7 +67,10 @@ class Device:
 
     def allocate(self, size: int) -> int:
         """The address of so many new bytes of device memory, contents undefined. Raises EngineError for too many."""
-        (address,) = self._call("cudaMalloc", max(size, 1), what=f"{_mib(size)} of GPU memory cannot be had")
+        try:
+            (address,) = self._call("cudaMalloc", max(size, 1), what=f"{_mib(size)} of GPU memory cannot be had")
+        except EngineError as exc:
+            raise EngineUnavailable("memory", str(exc)) from exc
         return int(address)
 
     def free(self, address: int) -> None:
@@ -184,9 +187,12 @@ class Device:
         return tuple(results)
 
     def _read_facts(self) -> Facts:
-        (count,) = self._call("cudaGetDeviceCount", what="no NVIDIA GPU can be used")
+        try:
+            (count,) = self._call("cudaGetDeviceCount", what="no NVIDIA GPU can be used")
+        except EngineError as exc:
+            raise EngineUnavailable("device", str(exc)) from exc
         if not count:
-            raise EngineError(f"no NVIDIA GPU can be used: CUDA sees none; {_REMEDY}")
+            raise EngineUnavailable("device", f"no NVIDIA GPU can be used: CUDA sees none; {_REMEDY}")
         (properties,) = self._call("cudaGetDeviceProperties", 0)
         (driver,) = self._call("cudaDriverGetVersion")
         name = properties.name.decode(errors="replace") if isinstance(properties.name, bytes) else properties.name
@@ -314,9 +320,10 @@ def _bindings() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as exc:
-        raise EngineError(
+        raise EngineUnavailable(
+            "package",
             f"the tensorrt engine needs cuda-python, which is not installed or cannot be loaded ({exc}); "
-            "`pip install cuda-bindings` of the driver's CUDA version (`nvidia-smi` shows it)"
+            "`pip install cuda-bindings` of the driver's CUDA version (`nvidia-smi` shows it)",
         ) from exc
     return runtime
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeomni.errors import EngineError
+from edgeomni.errors import EngineError, EngineUnavailable
 from edgeomni.runtimes.tensorrt.device import ALIGNMENT, Arena, Device, Graph, size_of
 from edgeomni.runtimes.tensorrt.library import Library
 
@@ -43,9 +43,10 @@ class Engine:
 
     def __init__(self, library: Library, device: Device, data: Any, what: str) -> None:
         if len(data) > (free := device.free_memory()):
-            raise EngineError(
+            raise EngineUnavailable(
+                "memory",
                 f"{what}: the engine has {len(data) >> 20:,} MiB, and {free >> 20:,} MiB of GPU memory are free; close "
-                "what else uses it, or export a smaller precision"
+                "what else uses it, or export a smaller precision",
             )
         self.what, self._device, self._module = what, device, library.module
         self._words = library.last_words

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from edgeomni.errors import EngineError
+from edgeomni.errors import EngineError, EngineUnavailable
 from edgeomni.install_hint import install_command
 
-PACKAGES = {"tensorrt_rtx": "tensorrt", "tensorrt": "jetson"}
+EXTRAS = {"tensorrt_rtx": "tensorrt", "tensorrt": "jetson"}
 """Import name -> the extra of EdgeOmni that brings it."""
 _DISTRIBUTIONS = {
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
@@ -45,9 +45,10 @@ class Library:
         self._said.clear()
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
-            raise EngineError(
+            raise EngineUnavailable(
+                "damaged",
                 f"{what}: {self.name} {self.version} does not take this engine ({self.last_words()}); it was made for "
-                "another GPU or version, or is damaged. Export again with --target of this GPU"
+                "another GPU or version, or is damaged. Export again with --target of this GPU",
             )
         return engine
 
@@ -72,12 +73,20 @@ def library_of(name: str) -> Library:
     try:
         return Library(name, import_module(name))
     except (ImportError, OSError, RuntimeError) as exc:
-        raise EngineError(
-            f"{name} is not installed or cannot be loaded ({exc}); {install_command(PACKAGES[name])}"
+        raise EngineUnavailable(
+            "package", f"{name} is not installed or cannot be loaded ({exc}); {install_command(EXTRAS[name])}"
         ) from exc
 
 
-def installed(names: Sequence[str] = tuple(PACKAGES)) -> list[str]:
+def no_package() -> str:
+    """What to install where neither package is; "" where one is."""
+    if installed():
+        return ""
+    rtx, other = (install_command(extra) for extra in EXTRAS.values())
+    return f"TensorRT is not installed; for a desktop GPU: {rtx}; for a Jetson or a data-centre GPU: {other}"
+
+
+def installed(names: Sequence[str] = tuple(EXTRAS)) -> list[str]:
     """Which of the packages are installed, found without loading them."""
     return [name for name in names if version_of(name)]
 

@@ -196,7 +196,7 @@ def _check_types(opened: Mapping[str, Engine]) -> None:
     links = [(("body", "hidden"), ("text_head", "hidden")), ((audio, "hidden"), ("audio_head", "hidden"))]
     if audio == "tts":
         links.append((("body", "body_out"), ("tts", "inputs_embeds")))
-        links += [(("body", name), ("tts", name)) for name in POSITIONS]
+        links += [(("body", name), ("tts", name)) for name in POSITIONS if name in opened["tts"].tensors]
     for (source, out), (target, into) in links:
         opened[source].need(out), opened[target].need(into)
         if opened[source].tensors[out].raw != opened[target].tensors[into].raw:

@@ -1,12 +1,12 @@
-"""What all adapters open a component with: the device, the engines of its graphs, and scratch memory that they share."""
+"""What all adapters open a component with: the device, the engines of its graphs, and scratch memory for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from edgeomni.runtimes.tensorrt.device import Arena, acquire, release
+from edgeomni.runtimes.tensorrt.device import Arena, Facts, acquire, release
 from edgeomni.runtimes.tensorrt.engine import Engine
 from edgeomni.runtimes.tensorrt.library import Library
 
@@ -19,17 +19,22 @@ class Serialized(NamedTuple):
 
 
 class Engines:
-    """The engines of one component, all closed together. `find` gives the bytes of a graph's engine, by its role.
+    """The engines of one component, all closed together. `find` gives the bytes of each role's engine for this GPU.
 
-    Raises EngineError where there is no device.
+    Raises EngineError where there is no device, and what `find` raises.
     """
 
-    def __init__(self, name: str, find: Callable[[str], Serialized]) -> None:
-        self._name, self._find = name, find
+    def __init__(self, name: str, find: Callable[[Facts], Mapping[str, Serialized]]) -> None:
+        self._name = name
         self.device = acquire()
         self.arena = Arena(self.device)
-        self.arena.keep(lambda device=self.device: release(device))
+        self.arena.keep(lambda device=self.device: release(device))  # type: ignore[misc]
         self._engines: list[Engine] = []
+        try:
+            self._found = find(self.device.facts)
+        except BaseException:
+            self.arena.close()
+            raise
 
     @contextmanager
     def opening(self) -> Iterator[None]:
@@ -43,7 +48,7 @@ class Engines:
 
     def open(self, role: str) -> Engine:
         """The engine of that role. Raises EngineError where it cannot be found, built or read."""
-        found = self._find(role)
+        found = self._found[role]
         engine = Engine(found.library, self.device, found.data, f"{self._name}/{role}")
         self.arena.keep(engine.close)
         self._engines.append(engine)

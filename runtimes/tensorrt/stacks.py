@@ -17,6 +17,7 @@ from edgeomni.spec import BodySpec
 ROWS = 2
 """Rows of every KV cache, so that any turn can use any cache."""
 POSITIONS = ("position_ids", "write_indices", "nonpad_kv_seqlen")
+"""Inputs that say where new frames belong. The last is the number of frames cached afterwards; not every graph asks."""
 
 
 class Stack:
@@ -26,7 +27,8 @@ class Stack:
         self.engine, self.layers, self.rows, self.width = engine, layers, rows, body.width
         self.caches = [f"{part}.{i}" for i in range(layers) for part in ("key", "value")]
         self.cache_of_a_row = (body.kv_heads, frames, body.head_dim)
-        engine.need(*POSITIONS)
+        engine.need(*POSITIONS[:2])
+        self.positions = [name for name in POSITIONS if name in engine.tensors]
         engine.need_shapes(
             {"inputs_embeds": (-1, -1, body.width), "hidden": (-1, 1, body.width)}
             | {f"{when}_{name}": (-1, *self.cache_of_a_row) for name in self.caches for when in ("past", "present")}
@@ -38,13 +40,14 @@ class Stack:
         """Frames of one row that can be appended at once."""
         return self.engine.most("inputs_embeds", 1, {"inputs_embeds": (1, -1, self.width)})
 
+    def position_shapes(self, rows: int, frames: int) -> dict[str, Shape]:
+        return {name: (rows, frames) if name == "position_ids" else (rows,) for name in self.positions}
+
     def shapes(self, rows: int, frames: int) -> dict[str, Shape]:
         """The shapes of the inputs that vary."""
         wanted: dict[str, Shape] = {
             "inputs_embeds": (rows, frames, self.width),
-            "position_ids": (rows, frames),
-            "write_indices": (rows,),
-            "nonpad_kv_seqlen": (rows,),
+            **self.position_shapes(rows, frames),
         }
         wanted |= {f"past_{name}": (rows, *self.cache_of_a_row) for name in self.caches}
         return {name: shape for name, shape in wanted.items() if -1 in self.engine.tensors[name].shape}
@@ -92,9 +95,9 @@ class Staging:
 
 @dataclass(eq=False)
 class Outputs:
-    """What one pass put out: `text` [rows, D] and `audio`, which with a TTS adapter is its [1, D], in the engine's type.
+    """What one pass put out: `text` [rows, D] and `audio`, which with a TTS adapter is its [1, D].
 
-    They lie in buffers of the pass, until it is used again: then `keep` has copied them.
+    In the engine's own type. They lie in buffers of the pass, until it is used again: then `keep` has copied them.
     """
 
     source: Pass
@@ -127,12 +130,7 @@ class Pass:
         self._buffers, arena = buffers, buffers.arena
         body = buffers.stacks[0]
         tensors, width = body.engine.tensors, body.width
-        shapes: dict[str, Shape] = {
-            "position_ids": (rows, frames),
-            "write_indices": (rows,),
-            "nonpad_kv_seqlen": (rows,),
-        }
-        shapes["inputs_embeds"] = (rows, frames, width)
+        shapes = body.position_shapes(rows, frames) | {"inputs_embeds": (rows, frames, width)}
         self._inputs = Block(arena, {name: (shape, tensors[name].raw) for name, shape in shapes.items()})
         hidden = tensors["hidden"]
         made = {"text": ((rows, 1, width), hidden.raw)}
@@ -163,7 +161,8 @@ class Pass:
         host["inputs_embeds"].reshape(-1)[: embeds.size] = embeds.reshape(-1)
         host["position_ids"].reshape(-1)[: self._rows * frames] = np.tile(np.arange(past, past + frames), self._rows)
         host["write_indices"].fill(past)
-        host["nonpad_kv_seqlen"].fill(past + frames)
+        if "nonpad_kv_seqlen" in host:
+            host["nonpad_kv_seqlen"].fill(past + frames)
 
     def _reshape(self, frames: int) -> None:
         for stack, context in zip(self._buffers.stacks, self._contexts, strict=True):
@@ -189,7 +188,7 @@ class Pass:
         context = stack.engine.context(
             arena, buffers.scratch, stack.shapes(rows, self._frames), fixed=self._frames == 1
         )
-        for name in POSITIONS:
+        for name in stack.positions:
             context.bind(name, self._inputs.address(name))
         buffers.caches[i].bind(context)
         if i == 0:

@@ -1,0 +1,140 @@
+"""Which engine of a bundle runs here: one that the bundle brings, one from the cache, or one that is built now.
+
+What an engine was made for is compared before TensorRT sees it: GPU, package and version. A stale or foreign one is
+never loaded; the bundle's portable graph is built into an engine instead, once for this machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from edgeomni.bundle import Bundle, Component
+from edgeomni.errors import EngineUnavailable, ExportError
+from edgeomni.install_hint import install_command
+from edgeomni.runtimes.tensorrt import cache
+from edgeomni.runtimes.tensorrt.device import Facts
+from edgeomni.runtimes.tensorrt.library import EXTRAS, installed, library_of, version_of
+from edgeomni.runtimes.tensorrt.opening import Serialized
+from edgeomni.tensorrt_builder import Recipe, build_engine
+from edgeomni.tensorrt_targets import TARGETS
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+_log = logging.getLogger("edgeomni")
+
+
+def serialized(bundle: Bundle, component: Component, facts: Facts) -> dict[str, Serialized]:
+    """The engine of each of the component's graphs, by role, mapped into memory.
+
+    Building is told, engine by engine. Raises EngineUnavailable where an engine can be neither found nor built.
+    """
+    found: dict[str, Serialized] = {}
+    for role in component.graphs:
+        shipped = _shipped(bundle, component, role, facts)
+        found[role] = shipped if isinstance(shipped, Serialized) else _built(bundle, component, role, facts, shipped)
+    return found
+
+
+def _shipped(bundle: Bundle, component: Component, role: str, facts: Facts) -> Serialized | str:
+    """The bundle's own engine for this machine, or why there is none."""
+    reasons = []
+    for entry in component.meta["engines"]:
+        if entry["role"] == role:
+            if not (reason := _unfit(entry, facts)):
+                return Serialized(library_of(entry["package"]), _mapped(bundle.file(entry["path"])))
+            reasons.append(reason)
+    return "; ".join(dict.fromkeys(reasons)) or "the bundle brings none"
+
+
+def _unfit(entry: dict[str, Any], facts: Facts) -> str:
+    """Why an engine of the bundle does not fit this machine; "" where it does."""
+    package, wanted = entry["package"], entry["version"]
+    if facts.sm not in entry["targets"]:
+        return f"the bundle's is for {', '.join(entry['targets'])}, and this GPU is {facts.sm}"
+    if not (here := version_of(package)):
+        return f"the bundle's is of {package}, which is not installed"
+    return "" if here == wanted else f"the bundle's is of {package} {wanted}, and here is {here}"
+
+
+def _built(bundle: Bundle, component: Component, role: str, facts: Facts, why: str) -> Serialized:
+    """The cached engine of a graph, which is built first where there is none."""
+    package = _package(facts, component, why)
+    library = library_of(package)
+    key = cache.Key(
+        gpu=facts.name,
+        sm=facts.sm,
+        driver=_driver(facts),
+        package=package,
+        version=library.version,
+        bundle=bundle.digest,
+        component=component.name,
+        role=role,
+        precision=component.precision,
+    )
+    if (path := cache.find(key)) is None:
+        _build(bundle, component, role, key, why)
+        path = cache.find(key)
+    if path is None:
+        raise EngineUnavailable(
+            "damaged",
+            f"{component.name}/{role}: the engine just built cannot be read from {key.folder}; check the disk",
+        )
+    return Serialized(library, _mapped(path))
+
+
+def _build(bundle: Bundle, component: Component, role: str, key: cache.Key, why: str) -> None:
+    what, began = f"{component.name}/{role}", perf_counter()
+    graphs = list(component.graphs)
+    step = f"{graphs.index(role) + 1} of {len(graphs)} of the {component.name}"
+    _log.warning("building the engine of %s (%s) for %s, once for this machine: %s", what, step, key.gpu, why)
+    recipe = Recipe(**component.meta["recipes"][role])
+    try:
+        with cache.storing(key) as target:
+            build_engine(
+                bundle.file(component.graphs[role].path),
+                target,
+                recipe,
+                package=key.package,
+                progress=lambda line: _log.info("%s", line),
+            )
+    except ExportError as exc:
+        raise EngineUnavailable("graph", f"{what} cannot be built for {key.gpu}: {exc}") from exc
+    _log.warning("built the engine of %s in %.0f s", what, perf_counter() - began)
+
+
+def _package(facts: Facts, component: Component, why: str) -> str:
+    """The installed package that builds for this GPU: TensorRT for RTX where it knows the GPU, else TensorRT."""
+    known = TARGETS.get(facts.sm)
+    able = [name for name in EXTRAS if name == "tensorrt" or (known is not None and known.rtx)]
+    if here := installed(able):
+        return here[0]
+    raise EngineUnavailable(
+        "package",
+        f"the {component.name} needs an engine for {facts.name} ({facts.sm}), and nothing is installed that builds or "
+        f"runs one ({why}); {install_command(EXTRAS[able[0]])}",
+    )
+
+
+def _driver(facts: Facts) -> str:
+    """The CUDA version that the driver serves, and the driver's own version where the system tells."""
+    return " ".join([str(facts.driver), *_driver_version()])
+
+
+def _driver_version() -> Iterator[str]:
+    try:
+        text = _DRIVER.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    if found := re.search(r"\b\d+\.\d+(\.\d+)?\b", text):
+        yield found[0]
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """The file's bytes, read as they are needed: an engine need not be in memory beside its copy on the GPU."""
+    with path.open("rb") as f:
+        return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
