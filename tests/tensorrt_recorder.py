@@ -16,6 +16,7 @@ import sys
 import types
 import weakref
 from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ class TensorRT:
 
     def module(self) -> types.ModuleType:
         module: Any = types.ModuleType(self.name)
+        module.__spec__ = ModuleSpec(self.name, None)
         module.__version__ = self.version
         module.ILogger, module.DataType, module.TensorIOMode = _ILogger, _DataType, _Mode
         module.ExecutionContextAllocationStrategy = _Strategy
@@ -126,7 +128,7 @@ class _Engine:
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.outputs = {o.name: o for o in self.session.get_outputs()}
         self.ports = {**self.inputs, **self.outputs}
-        self.num_io_tensors, self.num_optimization_profiles = len(self.ports), len(self.profiles)
+        self.num_io_tensors, self.num_optimization_profiles = len(self.ports), max(1, len(self.profiles))
         self.device_memory_size_v2 = SCRATCH
 
     def get_tensor_name(self, index: int) -> str:
@@ -139,7 +141,7 @@ class _Engine:
         return _DataType[_DTYPES[self.ports[name].type][0]]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        ranges = [p[name] for p in self.profiles if name in p]
+        ranges = [p[name] for p in self.profiles if name in p]  # TensorRT keeps -1 only where a profile varies
         shape = self.ports[name].shape
         fixed = [all(least[i] == most[i] == ranges[0][0][i] for least, _, most in ranges) for i in range(len(shape))]
         sizes = ranges[0][0] if ranges else shape

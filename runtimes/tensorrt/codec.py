@@ -18,13 +18,10 @@ from numpy.typing import NDArray
 from edgeomni.arrays import F32
 from edgeomni.errors import EngineError
 from edgeomni.runtimes.common.static_codec import StaticCodec
-from edgeomni.runtimes.tensorrt.device import Arena, Block, Device, aligned
-from edgeomni.runtimes.tensorrt.engine import Context, Engine, Repeated, Shape, array_bytes
+from edgeomni.runtimes.tensorrt.device import Arena, Block, aligned
+from edgeomni.runtimes.tensorrt.engine import Context, Engine, Repeated, array_bytes
 from edgeomni.runtimes.tensorrt.opening import Engines
 from edgeomni.spec import OmniSpec
-
-_CAPTURED_SIZES = 2
-"""Push sizes that get a context and a captured graph of their own: an answer has one, but for its ends."""
 
 Inputs = Mapping[str, NDArray[Any]]
 
@@ -43,12 +40,13 @@ class TrtCodec(StaticCodec[StreamStates]):
         super().__init__(spec.codec, meta)
         self._engines, self._device = engines, engines.device
         with engines.opening():
-            self._engine = engines.open("codec")
-            self._scratch = engines.scratch()
-            self._states = _States(engines.arena, self._engine, meta)
-            self._anything = _Push(self._engine, engines.arena, self._scratch, self._states)
-        self._of_size: dict[Shape, _Push] = {}
-        self._seen: Shape | None = None
+            engine, arena = engines.open("codec"), engines.arena
+            scratch = engines.scratch()
+            self._states = _States(arena, engine, meta)
+            self._of_any_size = _Push(engine, arena, scratch, self._states, usual=False)
+            self._usual = _Push(engine, arena, scratch, self._states, usual=True)
+            for push in (self._of_any_size, self._usual, self._usual):  # so that no answer waits for preparations
+                push.run_on_zeros()
 
     def _compute(self, inputs: Inputs, states: StreamStates | None) -> tuple[F32, StreamStates]:
         """Runs the graph on codes, pushed, total and noise -> wave [samples]; the states stay on the device."""
@@ -57,20 +55,13 @@ class TrtCodec(StaticCodec[StreamStates]):
                 raise EngineError("this codec is closed; open it again")
             self._device.collect()
             states = self._states.made_current(states)
-            return self._push_for(inputs).run(inputs), states
+            push = self._usual if self._usual.fits(inputs) else self._of_any_size
+            return push.run(inputs), states
 
     def close(self) -> None:
         """Frees the engine; a stream of before is of no more use."""
         with self._device.lock:
             self._engines.close()
-
-    def _push_for(self, inputs: Inputs) -> _Push:
-        """A push size that comes twice running is the size that most will have."""
-        size = tuple(array.shape[-1] for array in inputs.values())
-        if size not in self._of_size and size == self._seen and len(self._of_size) < _CAPTURED_SIZES:
-            self._of_size[size] = _Push(self._engine, self._engines.arena, self._scratch, self._states, inputs)
-        self._seen = size
-        return self._of_size.get(size, self._anything)
 
 
 class _States:
@@ -125,28 +116,30 @@ class _States:
 
 
 class _Push:
-    """A context with input and output buffers: for pushes of any size, or for those of the shapes of `like` alone."""
+    """A context with input and output buffers: for pushes of the `usual` size alone, which is captured, or of any."""
 
-    def __init__(
-        self, engine: Engine, arena: Arena, scratch: tuple[int, int], states: _States, like: Inputs | None = None
-    ) -> None:
-        self._device: Device = arena.device
-        self._states, fixed = states, like is not None
-        names = [t.name for t in engine.tensors.values() if t.is_input and not t.name.startswith("state.")]
-        profile = engine.profiles[0]
-        shapes = {name: like[name].shape if like else profile[name][1] for name in names}
-        self._varying = [name for name in names if -1 in engine.tensors[name].shape]
-        self._inputs = Block(arena, {name: (shapes[name], engine.tensors[name].raw) for name in names})
-        varying = {name: shapes[name] for name in self._varying}
-        self._context = engine.context(arena, scratch, varying, fixed=fixed)
+    def __init__(self, engine: Engine, arena: Arena, scratch: tuple[int, int], states: _States, *, usual: bool) -> None:
+        self._device, self._states = arena.device, states
+        tensors, profile = engine.tensors, engine.profiles[0]
+        names = [t.name for t in tensors.values() if t.is_input and not t.name.startswith("state.")]
+        self._shapes = {name: profile[name][1 if usual else 2] for name in names}
+        self._varying = [name for name in names if -1 in tensors[name].shape]
+        self._inputs = Block(arena, {name: (shape, tensors[name].raw) for name, shape in self._shapes.items()})
+        shapes = {name: self._shapes[name] for name in self._varying}
+        self._context = engine.context(arena, scratch, shapes, fixed=usual)
         for name in names:
             self._context.bind(name, self._inputs.address(name))
         states.bind(self._context)
-        self._wave = Block(arena, {"wave": (self._context.shape("wave"), engine.tensors["wave"].raw)})
+        self._wave = Block(arena, {"wave": (self._context.shape("wave"), tensors["wave"].raw)})
         self._context.bind("wave", self._wave.address("wave"))
-        self._repeated = Repeated(arena, (self._context,), self._enqueue) if fixed else None
+        self._repeated = Repeated(arena, (self._context,), self._enqueue) if usual else None
+
+    def fits(self, inputs: Inputs) -> bool:
+        """Whether these inputs have the very shapes that the buffers were made for."""
+        return all(self._shapes[name] == array.shape for name, array in inputs.items())
 
     def run(self, inputs: Inputs) -> F32:
+        """One push -> wave [samples]. The caller may keep the array."""
         self._device.synchronize()
         for name, array in inputs.items():
             self._inputs.host[name].reshape(-1)[: array.size] = array.reshape(-1)
@@ -159,6 +152,9 @@ class _Push:
         self._device.synchronize()
         samples = int(np.prod(self._context.shape("wave")))
         return self._wave.host["wave"].reshape(-1)[:samples].astype(np.float32)
+
+    def run_on_zeros(self) -> None:
+        self.run({name: np.zeros(shape, self._inputs.host[name].dtype) for name, shape in self._shapes.items()})
 
     def _enqueue(self) -> None:
         self._inputs.upload()

@@ -307,8 +307,8 @@ def release(device: Device) -> None:
     global _shared
     with _sharing:
         device.users -= 1
-        if device.users == 0 and device is _shared:
-            _shared = None
+        if device.users == 0:
+            _shared = None if device is _shared else _shared
             device.close()
 
 

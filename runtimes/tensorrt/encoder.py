@@ -34,6 +34,7 @@ class TrtEncoder:
             self._context = engine.context(arena, engines.scratch(), shapes, fixed=not self._varies)
             self._context.bind("mel", self._mel.address("mel"))
             self._context.bind("features", self._features.address("features"))
+            self._run(np.zeros((n_mels, most), np.float32), 0)  # so that no question waits for preparations
 
     def encode(self, mel: F32, wanted: int | None = None, interrupt: Interrupt | None = None) -> F32:
         """Log-mel [n_mels, t] (t even) -> the first `wanted` features [wanted or t // 2, D].

@@ -15,6 +15,8 @@ from edgeomni.runtimes.tensorrt.library import Library
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
+Range = tuple[Shape, Shape, Shape]
+"""The least, the usual and the largest shape of an input."""
 _REMEDY = "verify the bundle with `edgeomni verify`, or export it again with this EdgeOmni"
 _log = logging.getLogger("edgeomni")
 
@@ -53,9 +55,9 @@ class Engine:
         self._engine: Any = library.deserialize(data, what)
         self.tensors = {t.name: t for t in self._read_tensors(library)}
         inputs = [t.name for t in self.tensors.values() if t.is_input]
-        self.profiles: list[dict[str, tuple[Shape, Shape]]] = [
-            {name: self._range(name, i) for name in inputs} for i in range(self._engine.num_optimization_profiles)
-        ]
+        self._varies = any(-1 in self.tensors[name].shape for name in inputs)
+        count = self._engine.num_optimization_profiles if self._varies else 1
+        self.profiles: list[dict[str, Range]] = [{name: self._range(name, i) for name in inputs} for i in range(count)]
         self.scratch = int(self._engine.device_memory_size_v2)
         """Bytes that a context needs while it runs, which contexts may share that never run at once."""
 
@@ -78,7 +80,7 @@ class Engine:
 
     def most(self, name: str, axis: int, among: Shapes) -> int:
         """The largest size of an input's axis over the profiles that take the inputs `among` (-1: any size)."""
-        sizes = [p[name][1][axis] for p in self.profiles if all(_within(s, p[n]) for n, s in among.items())]
+        sizes = [p[name][2][axis] for p in self.profiles if all(_within(s, p[n]) for n, s in among.items())]
         return max(sizes, default=0)
 
     def profile_for(self, shapes: Shapes) -> int:
@@ -87,7 +89,7 @@ class Engine:
         if not fitting:
             shown = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
             raise EngineError(f"{self.what}: the engine was built for other shapes than {shown}; {_REMEDY}")
-        return min(fitting, key=lambda i: sum(int(np.prod(self.profiles[i][n][1])) for n in shapes))
+        return min(fitting, key=lambda i: sum(int(np.prod(self.profiles[i][n][2])) for n in shapes))
 
     def context(self, arena: Arena, scratch: tuple[int, int], shapes: Shapes, *, fixed: bool) -> Context:
         """A context for these input shapes (dynamic inputs only), which works in `scratch` (address, size).
@@ -106,7 +108,8 @@ class Engine:
             made.set_device_memory(*scratch)
         context = Context(self, self._device, made, self._words)
         arena.keep(context.close)
-        context.use_profile(self.profile_for(shapes))
+        if self._varies:
+            context.use_profile(self.profile_for(shapes))
         for name, shape in shapes.items():
             context.reshape(name, shape)
         return context
@@ -134,12 +137,12 @@ class Engine:
             found.append(Tensor(name, tuple(engine.get_tensor_shape(name)), dtype, itemsize, is_input))
         return found
 
-    def _range(self, name: str, profile: int) -> tuple[Shape, Shape]:
+    def _range(self, name: str, profile: int) -> Range:
         shape = self.tensors[name].shape
         if -1 not in shape:  # profiles need not speak of these
-            return shape, shape
-        least, _, most = self._engine.get_tensor_profile_shape(name, profile)
-        return tuple(least), tuple(most)
+            return shape, shape, shape
+        least, usual, most = self._engine.get_tensor_profile_shape(name, profile)
+        return tuple(least), tuple(usual), tuple(most)
 
 
 class Context:
@@ -230,8 +233,8 @@ def array_bytes(tensor: Tensor, shape: Shape) -> int:
     return size_of(shape, tensor.itemsize)
 
 
-def _within(shape: Shape, limits: tuple[Shape, Shape]) -> bool:
-    least, most = limits
+def _within(shape: Shape, limits: Range) -> bool:
+    least, _, most = limits
     return len(shape) == len(least) and all(
         s == -1 or low <= s <= high for s, low, high in zip(shape, least, most, strict=True)
     )

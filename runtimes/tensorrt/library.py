@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
-from functools import cache
 from importlib import import_module, metadata
 from types import ModuleType
 from typing import Any
@@ -33,7 +32,7 @@ _log = logging.getLogger("edgeomni")
 
 
 class Library:
-    """One imported package: `name`, `version`, and what is read through it. Get one from `library_of`."""
+    """One imported package: `name`, `version`, and what is read through it. Made by `library_of`."""
 
     def __init__(self, name: str, module: ModuleType) -> None:
         self.name, self.module, self.version = name, module, str(module.__version__)
@@ -67,7 +66,6 @@ class Library:
         raise EngineError(f"an engine has a tensor of type {name}, which this EdgeOmni does not feed; update it")
 
 
-@cache
 def library_of(name: str) -> Library:
     """The package of that import name. Raises EngineError where it is not installed or cannot be loaded."""
     try:

@@ -19,7 +19,7 @@ from edgeomni.errors import EngineUnavailable, ExportError
 from edgeomni.install_hint import install_command
 from edgeomni.runtimes.tensorrt import cache
 from edgeomni.runtimes.tensorrt.device import Facts
-from edgeomni.runtimes.tensorrt.library import EXTRAS, installed, library_of, version_of
+from edgeomni.runtimes.tensorrt.library import EXTRAS, Library, installed, library_of, version_of
 from edgeomni.runtimes.tensorrt.opening import Serialized
 from edgeomni.tensorrt_builder import Recipe, build_engine
 from edgeomni.tensorrt_targets import TARGETS
@@ -33,22 +33,26 @@ def serialized(bundle: Bundle, component: Component, facts: Facts) -> dict[str, 
 
     Building is told, engine by engine. Raises EngineUnavailable where an engine can be neither found nor built.
     """
+    places = {role: _shipped(bundle, component, role, facts) for role in component.graphs}
+    libraries: dict[str, Library] = {}
     found: dict[str, Serialized] = {}
-    for role in component.graphs:
-        shipped = _shipped(bundle, component, role, facts)
-        found[role] = shipped if isinstance(shipped, Serialized) else _built(bundle, component, role, facts, shipped)
+    for role, (package, place) in places.items():
+        package = package or _package(facts, component, place)
+        library = libraries[package] = libraries.get(package) or library_of(package)
+        path = place if isinstance(place, Path) else _built(bundle, component, role, facts, library, place)
+        found[role] = Serialized(library, _mapped(path))
     return found
 
 
-def _shipped(bundle: Bundle, component: Component, role: str, facts: Facts) -> Serialized | str:
-    """The bundle's own engine for this machine, or why there is none."""
+def _shipped(bundle: Bundle, component: Component, role: str, facts: Facts) -> tuple[str, Path | str]:
+    """Package and file of the bundle's own engine for this machine; "" and the reason where it has none."""
     reasons = []
     for entry in component.meta["engines"]:
         if entry["role"] == role:
             if not (reason := _unfit(entry, facts)):
-                return Serialized(library_of(entry["package"]), _mapped(bundle.file(entry["path"])))
+                return entry["package"], bundle.file(entry["path"])
             reasons.append(reason)
-    return "; ".join(dict.fromkeys(reasons)) or "the bundle brings none"
+    return "", "; ".join(dict.fromkeys(reasons)) or "the bundle brings none"
 
 
 def _unfit(entry: dict[str, Any], facts: Facts) -> str:
@@ -61,15 +65,13 @@ def _unfit(entry: dict[str, Any], facts: Facts) -> str:
     return "" if here == wanted else f"the bundle's is of {package} {wanted}, and here is {here}"
 
 
-def _built(bundle: Bundle, component: Component, role: str, facts: Facts, why: str) -> Serialized:
+def _built(bundle: Bundle, component: Component, role: str, facts: Facts, library: Library, why: str) -> Path:
     """The cached engine of a graph, which is built first where there is none."""
-    package = _package(facts, component, why)
-    library = library_of(package)
     key = cache.Key(
         gpu=facts.name,
         sm=facts.sm,
         driver=_driver(facts),
-        package=package,
+        package=library.name,
         version=library.version,
         bundle=bundle.digest,
         component=component.name,
@@ -84,7 +86,7 @@ def _built(bundle: Bundle, component: Component, role: str, facts: Facts, why: s
             "damaged",
             f"{component.name}/{role}: the engine just built cannot be read from {key.folder}; check the disk",
         )
-    return Serialized(library, _mapped(path))
+    return path
 
 
 def _build(bundle: Bundle, component: Component, role: str, key: cache.Key, why: str) -> None:
@@ -107,7 +109,7 @@ def _build(bundle: Bundle, component: Component, role: str, key: cache.Key, why:
     _log.warning("built the engine of %s in %.0f s", what, perf_counter() - began)
 
 
-def _package(facts: Facts, component: Component, why: str) -> str:
+def _package(facts: Facts, component: Component, why: object) -> str:
     """The installed package that builds for this GPU: TensorRT for RTX where it knows the GPU, else TensorRT."""
     known = TARGETS.get(facts.sm)
     able = [name for name in EXTRAS if name == "tensorrt" or (known is not None and known.rtx)]

@@ -19,6 +19,9 @@ ROWS = 2
 POSITIONS = ("position_ids", "write_indices", "nonpad_kv_seqlen")
 """Inputs that say where new frames belong. The last is the number of frames cached afterwards; not every graph asks."""
 
+_AT_ONCE = 128
+"""Frames of one row appended at once: the buffers for more would outweigh what they gain."""
+
 
 class Stack:
     """The body's or the TTS adapter's engine. Raises EngineError for one that is not of this model."""
@@ -37,8 +40,8 @@ class Stack:
 
     @property
     def most_frames(self) -> int:
-        """Frames of one row that can be appended at once."""
-        return self.engine.most("inputs_embeds", 1, {"inputs_embeds": (1, -1, self.width)})
+        """Frames of one row that are appended at once, at most."""
+        return min(_AT_ONCE, self.engine.most("inputs_embeds", 1, {"inputs_embeds": (1, -1, self.width)}))
 
     def position_shapes(self, rows: int, frames: int) -> dict[str, Shape]:
         return {name: (rows, frames) if name == "position_ids" else (rows,) for name in self.positions}
