@@ -28,7 +28,7 @@ __all__ = ["Bundle", "Component", "FileEntry", "GraphEntry", "Manifest", "Port",
 MANIFEST = "bundle.json"
 SETTLED_S = 2.0
 """How old a file must be, in seconds, before its verification is remembered."""
-_SUFFIX = {"onnx": ".onnx"}
+_SUFFIX = {"onnx": ".onnx", "tensorrt": ".onnx"}
 """Format -> how its graphs' names end. ONNX Runtime would read another suffix, .ort, as another format."""
 
 
@@ -138,7 +138,7 @@ class Bundle:
 
     def _check_external(self, component: Component) -> None:
         """Graphs name further files within themselves; a file that no hash covers must not be among them."""
-        if component.format != "onnx":
+        if _SUFFIX.get(component.format) != ".onnx":
             return
         listed = {entry.path for entry in component.files}
         for role, graph in component.graphs.items():

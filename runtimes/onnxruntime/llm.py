@@ -21,7 +21,7 @@ from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
 from edgeomni.runtimes.common.embedding_table import RowTable
 from edgeomni.runtimes.common.parallel_heads import ParallelHeads
-from edgeomni.runtimes.onnxruntime.kv_cache import Buffers, Stack
+from edgeomni.runtimes.onnxruntime.kv_cache import Buffers, Stack, cache_type
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, interruptible, translated
 from edgeomni.spec import OmniSpec
 
@@ -61,9 +61,18 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
         # Heads first: while a weight is packed it is in memory twice, and theirs are the largest.
         graphs = {role: sessions.open(path / component.graphs[role].path) for role in order}
         self._text_head, self._audio_head = graphs["text_head"], graphs["audio_head"]
-        kind = component.meta["attention"]
+        kind = component.meta.get("attention", "static")
+        self._fixed = kind == "static"
         self._stacks = tuple(
-            Stack(graphs[role], kind, spec.body, layers, sessions.device, role == "body" and "tts" in graphs)
+            Stack(
+                graphs[role],
+                kind,
+                spec.body,
+                layers,
+                sessions.device,
+                role == "body" and "tts" in graphs,
+                cache_type(graphs[role]),
+            )
             for role, layers in (("body", spec.body.layers), ("tts", spec.tts_layers))
             if role in graphs
         )
@@ -75,7 +84,8 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
         """An empty state, its buffers reused from an earlier turn where they are large enough."""
         if not 1 <= max_frames <= self._context:
             raise EngineError(f"max_frames {max_frames}: this export holds 1 to {self._context} frames")
-        buffers = self._reused(rows, max_frames) or self._allocated(rows, max_frames)
+        room = self._context if self._fixed else max_frames  # TensorRT's graphs have caches of one size
+        buffers = self._reused(rows, room) or self._allocated(rows, room)
         state = OrtState(buffers, max_frames, rows)
         weakref.finalize(state, self._spare.append, buffers).atexit = False
         return state

@@ -43,7 +43,8 @@ class SessionFactory:
     waiting actively within a run, after SPIN_US: just long enough to meet the next operator. On a CPU all sessions
     draw on one memory arena, so that what the encoder needs for a moment serves the codec later. The graphs in `exact`
     compute with float activations where their kernels would round them to 8 bits (MatMulNBits): much slower, for the
-    gate alone.
+    gate alone. With `half` the graphs are those of a TensorRT bundle: nothing is rounded to 8 bits that the graph does
+    not round, and those in `exact` have their half precision widened to float32.
     Raises EngineError for a device that is not there, UsageError for a number of threads out of range.
     """
 
@@ -54,14 +55,18 @@ class SessionFactory:
         *,
         exact: Collection[Path] = (),
         side_by_side: bool = False,
+        half: bool = False,
     ) -> None:
         check_threads(threads)
+        self._half = half
         self.threads, self.device, self._exact, self._side_by_side = threads, device, exact, side_by_side
         self._providers = _providers(device)
 
     def with_threads(self, threads: int) -> SessionFactory:
         """The same, but for the number of threads."""
-        return SessionFactory(threads, self.device, exact=self._exact, side_by_side=self._side_by_side)
+        return SessionFactory(
+            threads, self.device, exact=self._exact, side_by_side=self._side_by_side, half=self._half
+        )
 
     def open(self, path: Path, *, dynamic: bool = False) -> ort.InferenceSession:
         """A session on the graph at `path`; `dynamic`: with DynamicQuantizeMatMul. Raises EngineError with the file.
@@ -72,11 +77,15 @@ class SessionFactory:
         with translated(f"{path.name} cannot be loaded", _LOAD_REMEDY):
             options = self._options()
             options.add_session_config_entry("session.x64quantprecision", str(int(dynamic and _u8s8_overflows())))
+            if self._half:
+                options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
             if path not in self._exact:
                 return ort.InferenceSession(_existing(path), options, providers=self._providers)
-            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+            if not self._half:
+                options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-            return ort.InferenceSession(_with_float_activations(_existing(path)), options, providers=self._providers)
+            exact = _widened if self._half else _with_float_activations
+            return ort.InferenceSession(exact(_existing(path)), options, providers=self._providers)
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -120,6 +129,12 @@ def optimized_ops(path: Path) -> Counter[str]:
         graph = onnx.load(target, load_external_data=False).graph
     constants = {t.name for t in graph.initializer}
     return Counter(_describe(node, constants) for node in graph.node)
+
+
+def _widened(path: str) -> bytes:
+    from edgeomni.runtimes.onnxruntime.widened import widened
+
+    return widened(path)
 
 
 def _with_float_activations(path: str) -> bytes:
