@@ -14,7 +14,7 @@ from .install_hint import install_command
 ComponentName = Literal["encoder", "llm", "codec"]
 COMPONENTS: tuple[ComponentName, ...] = ("encoder", "llm", "codec")
 Device = Literal["cpu", "cuda"]
-EngineName = Literal["onnxruntime", "llama.cpp", "torch"]
+EngineName = Literal["onnxruntime", "llama.cpp", "tensorrt", "torch"]
 CHECKPOINT = "checkpoint"
 """The format of what has not been exported: it runs on torch and is in no bundle."""
 
@@ -47,6 +47,7 @@ ENGINES = {
     for engine in (
         Engine("onnxruntime", "onnxruntime", ("onnx", "tensorrt"), ("cpu", "cuda"), "", ("onnxruntime", "onnxruntime-gpu")),
         Engine("llama.cpp", "llamacpp", ("gguf",), ("cpu", "cuda"), "gguf", ("llama-cpp-python",)),
+        Engine("tensorrt", "tensorrt", ("tensorrt",), ("cuda",), "tensorrt", ("tensorrt-rtx", "tensorrt")),
         Engine("torch", "torch", (CHECKPOINT,), ("cpu", "cuda"), "export", ("torch",)),
     )
 }

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from edgeomni.arrays import F32
 from edgeomni.errors import EngineError
 from edgeomni.runtimes.common.static_codec import StaticCodec
-from edgeomni.runtimes.tensorrt.device import Arena, Block, aligned
 from edgeomni.runtimes.tensorrt.engine import Context, Engine, Repeated, array_bytes
+from edgeomni.runtimes.tensorrt.memory import Arena, Block, aligned
 from edgeomni.runtimes.tensorrt.opening import Engines
 from edgeomni.spec import OmniSpec
 

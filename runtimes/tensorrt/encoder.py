@@ -7,8 +7,8 @@ import numpy as np
 from edgeomni.arrays import F32
 from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
-from edgeomni.runtimes.tensorrt.device import Block
 from edgeomni.runtimes.tensorrt.engine import Shape
+from edgeomni.runtimes.tensorrt.memory import Block
 from edgeomni.runtimes.tensorrt.opening import Engines
 from edgeomni.spec import OmniSpec
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from edgeomni.errors import EngineError, EngineUnavailable
-from edgeomni.runtimes.tensorrt.device import ALIGNMENT, Arena, Device, Graph, size_of
+from edgeomni.runtimes.tensorrt.device import Device, Graph
 from edgeomni.runtimes.tensorrt.library import Library
+from edgeomni.runtimes.tensorrt.memory import ALIGNMENT, Arena, size_of
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeomni.arrays import F32, I64
-from edgeomni.runtimes.tensorrt.device import Arena, Block
 from edgeomni.runtimes.tensorrt.engine import Engine, Repeated
+from edgeomni.runtimes.tensorrt.memory import Arena, Block
 
 IDS = "ids"
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from edgeomni.runtimes.tensorrt.device import Arena, Facts, acquire, release
+from edgeomni.runtimes.tensorrt.device import Facts, acquire, release
 from edgeomni.runtimes.tensorrt.engine import Engine
 from edgeomni.runtimes.tensorrt.library import Library
+from edgeomni.runtimes.tensorrt.memory import Arena
 
 
 class Serialized(NamedTuple):

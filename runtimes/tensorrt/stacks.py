@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
 from edgeomni.errors import EngineError
-from edgeomni.runtimes.tensorrt.device import Arena, Block, Device, aligned
+from edgeomni.runtimes.tensorrt.device import Device
 from edgeomni.runtimes.tensorrt.engine import Context, Engine, Repeated, Shape, array_bytes
+from edgeomni.runtimes.tensorrt.memory import Arena, Block, aligned
 from edgeomni.spec import BodySpec
 
 ROWS = 2
