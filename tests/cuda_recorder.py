@@ -93,7 +93,7 @@ class Recorder:
     cudaStreamNonBlocking, cudaHostAllocDefault = 1, 0
 
     def __init__(self, name: str = "NVIDIA Recorder", sm: tuple[int, int] = (8, 9), memory: int = 1 << 30) -> None:
-        self.name, self.sm, self.total, self.driver = name, sm, memory, 13000
+        self.name, self.sm, self.total, self.driver, self.devices = name, sm, memory, 13000, 1
         self.calls: list[str] = []
         self.failing: dict[str, cudaError_t] = {}
         self._memory: dict[int, Memory] = {}
@@ -160,7 +160,7 @@ class Recorder:
     # --- the runtime API
 
     def cudaGetDeviceCount(self) -> tuple[Any, ...]:
-        return self._answer("cudaGetDeviceCount", 1)
+        return self._answer("cudaGetDeviceCount", self.devices)
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
         facts = types.SimpleNamespace(

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from cuda_recorder import Recorder
-from tensorrt_recorder import TensorRT, engine_bytes
+from tensorrt_building import engine_bytes
+from tensorrt_recorder import TensorRT
 
 from edgeomni.bundle import Bundle, describe_files, write_manifest
 from edgeomni.components import OpenOptions
@@ -18,7 +19,7 @@ from edgeomni.engines import COMPONENTS
 from edgeomni.exporters import exporter_of
 from edgeomni.manifest import Component, Manifest
 from edgeomni.runtimes import tensorrt as runtime
-from edgeomni.runtimes.tensorrt import device, sources
+from edgeomni.runtimes.tensorrt import device, library, sources
 
 VERSION = "1.7.1.116"
 
@@ -43,7 +44,8 @@ def machine(cuda: Recorder | None = None, package: str = "tensorrt_rtx", version
         cuda.install(patch), tensorrt.install(patch)
         patch.setattr(device, "_shared", None)
         patch.setattr(sources, "version_of", lambda name: version if name == package else "")
-        patch.setattr(sources, "installed", lambda names: [name for name in names if name == package])
+        for user in (sources, library):
+            patch.setattr(user, "installed", lambda names=(package,): [name for name in names if name == package])
         yield Machine(cuda, tensorrt)
 
 
