@@ -18,6 +18,7 @@ from edgeomni.components import OpenOptions
 from edgeomni.engines import COMPONENTS
 from edgeomni.exporters import exporter_of
 from edgeomni.manifest import Component, Manifest
+from edgeomni.runtimes import onnxruntime
 from edgeomni.runtimes import tensorrt as runtime
 from edgeomni.runtimes.tensorrt import device, library, sources
 
@@ -73,3 +74,8 @@ def with_engines(part: Component, root: Path, sms: Sequence[str], version: str) 
         entry = {"role": role, "path": path.relative_to(root).as_posix(), "targets": list(sms)}
         entries.append({**entry, "package": "tensorrt_rtx", "version": version})
     return replace(part, meta={**part.meta, "engines": entries}, files=[*part.files, *describe_files(root, files)])
+
+
+def with_ort(bundle: Bundle, name: str) -> Any:
+    """A component of the bundle on ONNX Runtime, which runs the graphs that engines are built from."""
+    return onnxruntime.open_component(bundle, name, OpenOptions(threads=1))
