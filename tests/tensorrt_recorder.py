@@ -224,7 +224,7 @@ class _Context:
             raise ProtocolError(f"no address for {missing}")
         if self._cuda.is_capturing(stream) and self._ran_with != inputs:
             raise ProtocolError("captured before a first run with these shapes")
-        self._ran_with, addresses, scratch, engine = inputs, dict(self._addresses), self._scratch, self._engine
+        addresses, scratch, engine = dict(self._addresses), self._scratch, self._engine
 
         cuda, here = self._cuda, weakref.ref(self)
 
@@ -242,6 +242,8 @@ class _Context:
             given = engine.session.run(list(outputs), feed)
             for into, value in zip(views(outputs).values(), given, strict=True):
                 into[...] = value
+            if (context := here()) is not None:
+                context._ran_with = inputs
 
         self._cuda.enqueue(stream, Operation("engine", check, run))
         return True

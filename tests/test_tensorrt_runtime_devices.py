@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_recorder import ProtocolError, Recorder, cudaError_t
-from tensorrt_building import engine_bytes
+from cuda_recorder import Recorder, cudaError_t
 from tensorrt_parts import VERSION, machine, with_engines, write_bundle
 
 from edgeomni.bundle import Bundle
@@ -342,80 +341,3 @@ def test_a_new_version_s_engine_replaces_the_old_one_s(key: cache.Key) -> None:
             path.write_bytes(b"engine")
     assert not key.folder.exists()
     assert all(cache.find(each) is not None for each in (*others, newer))
-
-
-# --- the recorder itself
-
-
-@pytest.fixture
-def raw() -> Recorder:
-    return Recorder()
-
-
-def test_the_recorder_refuses_what_cuda_forbids(raw: Recorder) -> None:
-    _, stream = raw.cudaStreamCreateWithFlags(1)
-    _, there = raw.cudaMalloc(64)
-    _, here = raw.cudaHostAlloc(64, 0)
-    up, down = raw.cudaMemcpyKind.cudaMemcpyHostToDevice, raw.cudaMemcpyKind.cudaMemcpyDeviceToHost
-    for broken in (
-        lambda: raw.cudaMemcpyAsync(there, here, 65, up, stream),
-        lambda: raw.cudaMemcpyAsync(here, there, 64, up, stream),
-        lambda: raw.cudaMemcpyAsync(there, there, 64, down, stream),
-        lambda: raw.cudaMemcpyAsync(there + 32, here, 64, up, stream),
-        lambda: raw.cudaMemcpyAsync(12345, here, 4, up, stream),
-        lambda: raw.cudaFree(here),
-        lambda: raw.cudaFree(there + 1),
-        lambda: raw.cudaFreeHost(there),
-        lambda: raw.cudaStreamEndCapture(stream),
-        lambda: raw.cudaGraphLaunch(stream, stream),
-    ):
-        with pytest.raises(ProtocolError):
-            broken()
-    raw.cudaMemcpyAsync(there, here, 64, up, stream)
-    with pytest.raises(ProtocolError, match="while the stream has work"):
-        raw.cudaFree(there)
-    raw.cudaStreamSynchronize(stream)
-    raw.cudaStreamBeginCapture(stream, raw.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-    for forbidden in (
-        lambda: raw.cudaMalloc(1),
-        lambda: raw.cudaStreamSynchronize(stream),
-        lambda: raw.cudaFree(there),
-    ):
-        with pytest.raises(ProtocolError, match="captured"):
-            forbidden()
-    raw.cudaMemcpyAsync(there, here, 64, up, stream)
-    _, graph = raw.cudaStreamEndCapture(stream)
-    _, executable = raw.cudaGraphInstantiate(graph, 0)
-    raw.cudaFreeHost(here)
-    with pytest.raises(ProtocolError, match="was freed"):
-        raw.cudaGraphLaunch(executable, stream)
-    assert raw.leaks() == ["1 device", "1 executable graph", "1 graph", "1 stream"]
-
-
-def test_recorded_work_is_done_when_the_stream_is_waited_for(raw: Recorder) -> None:
-    """A result read too early is not there yet, and what a waiting copy reads is what lies there in the end."""
-    _, stream = raw.cudaStreamCreateWithFlags(1)
-    (_, a), (_, b), (_, there) = raw.cudaHostAlloc(8, 0), raw.cudaHostAlloc(8, 0), raw.cudaMalloc(8)
-    source, target = (raw.span(x, 8, "pinned", "test") for x in (a, b))
-    source[:] = 1
-    raw.cudaMemcpyAsync(there, a, 8, raw.cudaMemcpyKind.cudaMemcpyHostToDevice, stream)
-    raw.cudaMemcpyAsync(b, there, 8, raw.cudaMemcpyKind.cudaMemcpyDeviceToHost, stream)
-    assert (target == 0xFF).all()
-    source[:] = 2
-    raw.cudaStreamSynchronize(stream)
-    assert (target == 2).all()
-
-
-def test_the_recorder_s_tensorrt_refuses_engines_that_are_cut(tiny: Bundle, cuda: Recorder) -> None:
-    part = tiny.manifest.components["encoder"]
-    good = engine_bytes(tiny.file(part.graphs["encoder"].path), part.meta["recipes"]["encoder"]["profiles"])
-    said: list[str] = []
-    with machine(cuda) as recorded:
-        module = recorded.tensorrt.module()
-        logger = module.ILogger()
-        logger.log = lambda severity, message: said.append(message)
-        runtime_ = module.Runtime(logger)
-        assert runtime_.deserialize_cuda_engine(good) is not None
-        for bad in (good[:-1], b"", b"x" + good, good[:40]):
-            assert runtime_.deserialize_cuda_engine(bad) is None
-    assert len(said) == 4
