@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeomni.bundle import Component
 from edgeomni.model import fake_quant
+from edgeomni.model.bodies import KVCache
 from edgeomni.model.codec_plan import CodecPlan
 from edgeomni.model.codec_reader import halved, read_plan
 from edgeomni.quantize import tensorrt_kinds  # makes the kinds known  # noqa: F401
+from edgeomni.quantize.policy import scheme_of
 from edgeomni.quantize.schemes import Scheme, parse
 
 if TYPE_CHECKING:
@@ -26,11 +28,12 @@ def as_exported(model: OmniModel, component: Component, *, exact: bool) -> Itera
     With `exact` it computes as the graphs do when all of their half precision is widened to float32.
     """
     schemes = stored_schemes(component)
-    rounded = {} if exact or component.precision == "fp32" else schemes
-    with (
-        fake_quant.holding_stored_weights(model, component.name, schemes),
-        fake_quant.changed_inputs(model, component.name, rounded, _half),
-    ):
+    with fake_quant.holding_stored_weights(model, component.name, schemes), ExitStack() as half:
+        if not exact and component.precision != "fp32":
+            half.enter_context(fake_quant.changed_inputs(model, component.name, schemes, lambda x, _: _half(x)))
+            half.enter_context(_half_products(model, component.name, schemes))
+            if component.name == "llm":
+                half.enter_context(_half_cache(model))
         yield
 
 
@@ -46,5 +49,46 @@ def stored_schemes(component: Component) -> Mapping[str, Scheme]:
     return {group: parse(text) for group, text in component.scheme.items()}
 
 
-def _half(x: Tensor, _: Scheme) -> Tensor:
+@contextmanager
+def _half_products(model: OmniModel, component: str, schemes: Mapping[str, Scheme]) -> Iterator[None]:
+    """Within the context linear layers multiply with weights in half, and round before they add the bias."""
+    with ExitStack() as undo:
+        for name, module in model.named_modules():
+            scheme = scheme_of(f"{name}.weight", schemes)
+            if isinstance(module, nn.Linear) and name.startswith(fake_quant.PREFIXES[component]) and scheme is not None:
+                undo.callback(setattr, module.weight, "data", module.weight.data)
+                module.weight.data = _half(module.weight.data)
+                undo.callback(module.register_forward_hook(_rounded_product).remove)
+        yield
+
+
+def _rounded_product(layer: nn.Module, _: Any, y: Tensor) -> Tensor:
+    bias = layer.bias
+    return _half(y) if bias is None else _half(y - bias) + bias
+
+
+class _HalfCache(KVCache):
+    """Keys and values rounded to half precision, as the engine's cache holds them."""
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return super().update(_half(key), _half(value), layer_idx)
+
+
+@contextmanager
+def _half_cache(model: OmniModel) -> Iterator[None]:
+    """Within the context `model` makes caches that hold half precision."""
+
+    def new_cache(rows: int, max_frames: int) -> KVCache:
+        cache = type(model).new_cache(model, rows, max_frames)
+        cache.__class__ = _HalfCache
+        return cache
+
+    model.new_cache = new_cache  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.new_cache
+
+
+def _half(x: Tensor) -> Tensor:
     return x.half().to(x)
