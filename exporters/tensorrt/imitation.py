@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from edgeomni.bundle import Component
 from edgeomni.model import fake_quant
-from edgeomni.model.bodies import KVCache
 from edgeomni.model.codec_plan import CodecPlan
 from edgeomni.model.codec_reader import halved, read_plan
 from edgeomni.quantize import tensorrt_kinds  # makes the kinds known  # noqa: F401
@@ -32,8 +32,7 @@ def as_exported(model: OmniModel, component: Component, *, exact: bool) -> Itera
         if not exact and component.precision != "fp32":
             half.enter_context(fake_quant.changed_inputs(model, component.name, schemes, lambda x, _: _half(x)))
             half.enter_context(_half_products(model, component.name, schemes))
-            if component.name == "llm":
-                half.enter_context(_half_cache(model))
+            half.enter_context(_HalfAttention())
         yield
 
 
@@ -67,27 +66,13 @@ def _rounded_product(layer: nn.Module, _: Any, y: Tensor) -> Tensor:
     return _half(y) if bias is None else _half(y - bias) + bias
 
 
-class _HalfCache(KVCache):
-    """Keys and values rounded to half precision, as the engine's cache holds them."""
+class _HalfAttention(TorchFunctionMode):
+    """While it is entered, attention sees queries, keys and values in half precision: the caches hold them so."""
 
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        return super().update(_half(key), _half(value), layer_idx)
-
-
-@contextmanager
-def _half_cache(model: OmniModel) -> Iterator[None]:
-    """Within the context `model` makes caches that hold half precision."""
-
-    def new_cache(rows: int, max_frames: int) -> KVCache:
-        cache = type(model).new_cache(model, rows, max_frames)
-        cache.__class__ = _HalfCache
-        return cache
-
-    model.new_cache = new_cache  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del model.new_cache
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention:
+            args = (*(_half(x) for x in args[:3]), *args[3:])
+        return func(*args, **(kwargs or {}))
 
 
 def _half(x: Tensor) -> Tensor:

@@ -38,17 +38,22 @@ def rounding(path: str) -> bytes:
     """The graph at `path` with every value that its types round to half really rounded.
 
     Behind each cast to half and before each cast from it stands a pair of operators that do nothing, but that ONNX
-    Runtime computes in half, so that it must keep the value in half.
+    Runtime computes in half, so that it must keep the value in half. Attention takes values in half, and computes and
+    gives its result in float32, as a GPU's fused attention does within: ONNX Runtime's own would round every score.
     """
     model = onnx.load(path, load_external_data=False)
-    nodes = list[Any]()
+    nodes, attended = list[Any](), set[str]()
     for node in model.graph.node:
+        if node.op_type == "Attention":
+            nodes += _widened_attention(node)
+            attended.add(node.output[0])
+            continue
         to = next((a.i for a in node.attribute if a.name == "to"), None) if node.op_type == "Cast" else None
         if to == TensorProto.FLOAT16:
             wanted = node.output[0]
             node.output[0] = wanted + _ROUNDED
             nodes += [node, *_nothing(node.output[0], wanted)]
-        elif to == TensorProto.FLOAT:
+        elif to == TensorProto.FLOAT and node.input[0] not in attended:
             given = node.input[0]
             node.input[0] = node.output[0] + _ROUNDED
             nodes += [*_nothing(given, node.input[0]), node]
@@ -58,6 +63,14 @@ def rounding(path: str) -> bytes:
     model.graph.node.extend(nodes)
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), _AXIS))
     return bytes(model.SerializeToString())
+
+
+def _widened_attention(node: Any) -> list[Any]:
+    """The node behind casts of its queries, keys and values from half to float32."""
+    wide = [f"{node.output[0]}.{part}" for part in ("query", "key", "value")]
+    casts = [helper.make_node("Cast", [x], [y], to=TensorProto.FLOAT) for x, y in zip(node.input[:3], wide, strict=True)]
+    node.input[:3] = wide
+    return [*casts, node]
 
 
 def _nothing(x: str, y: str) -> list[Any]:
