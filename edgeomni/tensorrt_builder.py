@@ -159,7 +159,7 @@ def _run(request: dict[str, Any], name: str, progress: Say, timeout_s: float) ->
                 message = json.loads(line.removeprefix(MARK))
                 parsing = message.get("node", parsing)
                 if "progress" in message:
-                    progress(message["progress"])
+                    progress(f"{name}: {message['progress']}")
                 if "error" in message or "version" in message:
                     answer = message
             code = child.wait()

@@ -45,13 +45,21 @@ def main(path: str) -> int:
     except Refused as exc:
         tell(error={"text": exc.text[:_LONGEST], "node": exc.node})
         return 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    tell(version=str(trt.__version__), seconds=time.perf_counter() - start, peak_bytes=peak)
+    tell(version=str(trt.__version__), seconds=time.perf_counter() - start, peak_bytes=_peak_bytes())
     return 0
 
 
 def tell(**message: Any) -> None:
     print(MARK + json.dumps(message), flush=True)
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process had; 0 where the system does not tell. (ru_maxrss would count its parent's.)"""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0
 
 
 def _be_the_first_to_go() -> None:
@@ -145,7 +153,7 @@ def _monitor(trt: Any) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             if steps := self.steps.get(phase_name):
-                tell(progress=f"{phase_name}: {step + 1} of {steps}")
+                tell(progress=f"{phase_name.lower()}, step {step + 1} of {steps}")
             return True
 
         def phase_finish(self, phase_name: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from conftest import Golden
 
 from edgeomni import AudioChunk, Session, TurnEnd
+from edgeomni.engines import COMPONENTS
 from edgeomni.export import export_bundle
 from edgeomni.sampling import Sampling
 from edgeomni.spec import AUDIO_OUT
@@ -18,11 +19,15 @@ from edgeomni.tokens import frames_to_codes, undelay
 TASKS = {"aa": "AA", "at": "AT", "asr": "ASR", "ta": "TA", "tt": "TT", "two-row aa": "BATCH", "stream": "STREAM"}
 
 
-@pytest.fixture(scope="module", params=["torch", "ort", "portable"])
+@pytest.fixture(scope="module", params=["torch", "ort", "portable", "tensorrt"])
 def session(request: pytest.FixtureRequest, golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Session:
     if request.param == "torch":
         return Session.open(golden.path)
     out = tmp_path_factory.mktemp("parity") / request.param
+    if request.param == "tensorrt":  # its graphs, on ONNX Runtime
+        return Session.open(
+            export_bundle(golden.path, out, precision="fp32", formats=dict.fromkeys(COMPONENTS, "tensorrt"))
+        )
     return Session.open(export_bundle(golden.path, out, precision="fp32", options={"onnx": {"flavour": request.param}}))
 
 

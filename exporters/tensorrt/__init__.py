@@ -7,7 +7,7 @@ are imported when a function is called; TensorRT only in a child process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRECISIONS",
+    "TELLS_PROGRESS",
     "Options",
     "TensorRtOptions",
     "altered",
@@ -33,10 +34,16 @@ __all__ = [
 ]
 
 Options = TensorRtOptions
+TELLS_PROGRESS = True
 
 
 def export(
-    model: OmniModel, component: str, out: Path, precision: str, options: TensorRtOptions | None = None
+    model: OmniModel,
+    component: str,
+    out: Path,
+    precision: str,
+    options: TensorRtOptions | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Component:
     """Writes `component`'s graphs, tables and engines into out/<component>/ and returns its manifest entry.
 
@@ -49,7 +56,7 @@ def export(
 
     directory = out / component
     directory.mkdir(parents=True, exist_ok=True)
-    return writing.write(model, component, directory, out, precision, options or TensorRtOptions())
+    return writing.write(model, component, directory, out, precision, options or TensorRtOptions(), progress)
 
 
 def altered(model: OmniModel, component: Component, root: Path) -> list[str]:

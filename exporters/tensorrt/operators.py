@@ -51,6 +51,8 @@ class TensorRtOperators(PortableOperators):
         return g.op("Reshape", [y, g.ints(1, 1, len(weight.data))])
 
     def conv(self, x: str, weight: Sequence[str], groups: int, dilation: int) -> str:
+        if not self.half:  # TensorRT fails to fuse a bias that is added behind a convolution in float32
+            return super().conv(x, weight, groups, dilation)
         y = self.graph.op("Conv", [self.to_half(x), weight[0]], group=groups, dilations=[dilation])
         y = self.to_float(y)
         if len(weight) == 1:

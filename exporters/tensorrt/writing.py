@@ -14,7 +14,7 @@ from edgeomni.exporters.onnx.llm import table_file, table_in
 from edgeomni.exporters.onnx.weights import PARTS
 from edgeomni.exporters.tensorrt.made import Made
 from edgeomni.exporters.tensorrt.options import TensorRtOptions
-from edgeomni.tensorrt_builder import Recipe, build_engine
+from edgeomni.tensorrt_builder import Recipe, Say, build_engine
 from edgeomni.tensorrt_targets import TARGETS, built_anywhere
 
 if TYPE_CHECKING:
@@ -30,7 +30,13 @@ def made(model: OmniModel, component: str, precision: str, options: TensorRtOpti
 
 
 def write(
-    model: OmniModel, component: str, directory: Path, root: Path, precision: str, options: TensorRtOptions
+    model: OmniModel,
+    component: str,
+    directory: Path,
+    root: Path,
+    precision: str,
+    options: TensorRtOptions,
+    progress: Say,
 ) -> Component:
     """The component under `directory`; paths in it are relative to `root`."""
     parts = made(model, component, precision, options)
@@ -45,7 +51,7 @@ def write(
         meta["tables"], tables = _tables(model, parts, paths, root)
         files += tables
     parts.graphs.clear()  # their weights are on disk, and building engines takes memory
-    meta["engines"], engines = _engines(paths, parts.recipes, root, options)
+    meta["engines"], engines = _engines(paths, parts.recipes, root, options, progress)
     return Component(
         name=component,
         engine="tensorrt",
@@ -77,7 +83,7 @@ def _tables(
 
 
 def _engines(
-    paths: dict[str, Path], recipes: dict[str, Recipe], root: Path, options: TensorRtOptions
+    paths: dict[str, Path], recipes: dict[str, Recipe], root: Path, options: TensorRtOptions, progress: Say
 ) -> tuple[list[dict[str, Any]], list[Path]]:
     """Builds one engine per graph for all targets that can be built for here; says which are left to the device."""
     here = built_anywhere(options.targets)
@@ -90,7 +96,7 @@ def _engines(
     entries, files = list[dict[str, Any]](), list[Path]()
     for role, path in paths.items() if here else ():
         engine = path.with_name(f"{role}.{'-'.join(here)}.engine")
-        built = build_engine(path, engine, recipes[role], here, progress=_log.info)
+        built = build_engine(path, engine, recipes[role], here, progress=progress)
         _log.info("built %s in %.0f s with %.1f GB", engine.name, built.seconds, built.peak_bytes / 1e9)
         entry = {"role": role, "path": engine.relative_to(root).as_posix(), "targets": list(here)}
         entries.append({**entry, "package": built.package, "version": built.version})

@@ -9,11 +9,14 @@ called.
 from __future__ import annotations
 
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeomni.bundle import Bundle
 from edgeomni.components import OpenOptions
 from edgeomni.engines import ENGINES
+
+if TYPE_CHECKING:
+    from edgeomni.runtimes.onnxruntime.sessions import HalfMode
 
 
 def open_component(bundle: Bundle, name: str, options: OpenOptions) -> Any:
@@ -60,8 +63,14 @@ def _open(bundle: Bundle, name: str, options: OpenOptions, *, exact: bool) -> An
         options.device,
         exact=graphs if exact else (),
         side_by_side=options.side_by_side,
-        half=component.format == "tensorrt",
+        half=_half_mode(options, exact=exact) if component.format == "tensorrt" else None,
     )
     codec = OrtStaticCodec if component.format == "tensorrt" else OrtCodec
     adapters: dict[str, Any] = {"encoder": OrtEncoder, "llm": OrtLanguageModel, "codec": codec}
     return adapters[name](bundle.path, component, bundle.spec, sessions)
+
+
+def _half_mode(options: OpenOptions, *, exact: bool) -> HalfMode:
+    if exact:
+        return "widened"
+    return "rounding" if options.as_on_target else "free"

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgeomni.errors import EngineError
 from edgeomni.hardware import check_threads, detect
@@ -30,6 +30,9 @@ _LOAD_REMEDY = (
 )
 SPIN_US = 20
 """Microseconds: frames of an LLM alone take as long as without a limit, those beside a codec take a fifth less."""
+HalfMode = Literal["free", "rounding", "widened"]
+"""free: as ONNX Runtime likes, which on a CPU is float32 between the weights. rounding: wherever a GPU would. widened: in
+float32, caches included. The last two need the package onnx, and are for the gate."""
 _QUIET = 3
 """ONNX Runtime's log level for errors only."""
 
@@ -43,8 +46,7 @@ class SessionFactory:
     waiting actively within a run, after SPIN_US: just long enough to meet the next operator. On a CPU all sessions
     draw on one memory arena, so that what the encoder needs for a moment serves the codec later. The graphs in `exact`
     compute with float activations where their kernels would round them to 8 bits (MatMulNBits): much slower, for the
-    gate alone. With `half` the graphs are those of a TensorRT bundle: nothing is rounded to 8 bits that the graph does
-    not round, and those in `exact` have their half precision widened to float32.
+    gate alone. `half` tells that the graphs are those of a TensorRT bundle, and how their half precision is computed.
     Raises EngineError for a device that is not there, UsageError for a number of threads out of range.
     """
 
@@ -55,7 +57,7 @@ class SessionFactory:
         *,
         exact: Collection[Path] = (),
         side_by_side: bool = False,
-        half: bool = False,
+        half: HalfMode | None = None,
     ) -> None:
         check_threads(threads)
         self._half = half
@@ -76,16 +78,24 @@ class SessionFactory:
         """
         with translated(f"{path.name} cannot be loaded", _LOAD_REMEDY):
             options = self._options()
+            if self._half is not None:
+                return self._open_half(path, options, self._half)
             options.add_session_config_entry("session.x64quantprecision", str(int(dynamic and _u8s8_overflows())))
-            if self._half:
-                options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
             if path not in self._exact:
                 return ort.InferenceSession(_existing(path), options, providers=self._providers)
-            if not self._half:
-                options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-            exact = _widened if self._half else _with_float_activations
-            return ort.InferenceSession(exact(_existing(path)), options, providers=self._providers)
+            return ort.InferenceSession(_with_float_activations(_existing(path)), options, providers=self._providers)
+
+    def _open_half(self, path: Path, options: ort.SessionOptions, mode: HalfMode) -> ort.InferenceSession:
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        if mode == "free":
+            return ort.InferenceSession(_existing(path), options, providers=self._providers)
+        from edgeomni.runtimes.onnxruntime import half
+
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        rewritten = (half.rounding if mode == "rounding" else half.widened)(_existing(path))
+        return ort.InferenceSession(rewritten, options, providers=self._providers)
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -129,12 +139,6 @@ def optimized_ops(path: Path) -> Counter[str]:
         graph = onnx.load(target, load_external_data=False).graph
     constants = {t.name for t in graph.initializer}
     return Counter(_describe(node, constants) for node in graph.node)
-
-
-def _widened(path: str) -> bytes:
-    from edgeomni.runtimes.onnxruntime.widened import widened
-
-    return widened(path)
 
 
 def _with_float_activations(path: str) -> bytes:
