@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,9 +42,10 @@ def machine(cuda: Recorder | None = None, package: str = "tensorrt_rtx", version
     """Within the block CUDA and TensorRT are recorded ones. What was opened in it goes on working afterwards."""
     cuda = cuda or Recorder()
     tensorrt = TensorRT(cuda, package, version)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as root:
         cuda.install(patch), tensorrt.install(patch)
         patch.setattr(device, "_shared", None)
+        patch.setenv("XDG_CACHE_HOME", root)
         patch.setattr(sources, "version_of", lambda name: version if name == package else "")
         for user in (sources, library):
             patch.setattr(user, "installed", lambda names=(package,): [name for name in names if name == package])

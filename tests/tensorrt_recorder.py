@@ -162,19 +162,42 @@ class _Engine:
         strategy = how.strategy if isinstance(how, _Config) else how
         if strategy is not _Strategy.USER_MANAGED:
             raise ProtocolError(f"a context with {strategy}, whose memory nobody has counted")
-        return _Context(self)
+        return _Context(self, how.cache if isinstance(how, _Config) else None)
+
+
+class _RuntimeCache:
+    """Compiled kernels: here the shapes that were run."""
+
+    def __init__(self) -> None:
+        self.shapes: set[str] = set()
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.shapes = set(json.loads(blob))
+        return True
+
+    def serialize(self) -> bytes:
+        return json.dumps(sorted(self.shapes)).encode()
 
 
 class _Config:
     strategy: Any = None
     dynamic_shapes_kernel_specialization_strategy: Any = None
+    cache: _RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> _RuntimeCache:
+        return _RuntimeCache()
+
+    def set_runtime_cache(self, cache: _RuntimeCache) -> bool:
+        self.cache = cache
+        return True
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
 
 
 class _Context:
-    def __init__(self, engine: _Engine) -> None:
+    def __init__(self, engine: _Engine, kernels: _RuntimeCache | None) -> None:
+        self._kernels = kernels
         self._engine, self._cuda = engine, engine.tensorrt.cuda
         self._profile = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -220,6 +243,9 @@ class _Context:
     def execute_async_v3(self, stream: int) -> bool:
         self._cuda.note("execute_async_v3 " + " ".join(f"{n}{list(s)}" for n, s in self._shapes.items()))
         inputs, outputs = self._input_shapes(), self._output_shapes()
+        if self._kernels is not None and (shapes := str(sorted(inputs.items()))) not in self._kernels.shapes:
+            self._cuda.note("compile")
+            self._kernels.shapes.add(shapes)
         if missing := [n for n in self._engine.ports if not self._addresses.get(n)]:
             raise ProtocolError(f"no address for {missing}")
         if self._cuda.is_capturing(stream) and self._ran_with != inputs:

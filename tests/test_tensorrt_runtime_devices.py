@@ -210,15 +210,31 @@ def test_the_first_run_builds_and_the_second_finds(
     features = first.encode(mel)
     first.close()
     assert built(caplog.records) == [
-        "building the engine of encoder/encoder (1 of 1 of the encoder) for NVIDIA Recorder, once for this machine: "
-        "the bundle brings none"
+        "building the engine of encoder/encoder (1 of 1 of the encoder) for NVIDIA Recorder, once for this machine, "
+        "with about 0.7 GB of memory: the bundle brings none"
     ]
-    assert "built the engine of encoder/encoder in" in caplog.text and "Building: 2 of 2" in caplog.text
+    assert "built the engine of encoder/encoder in" in caplog.text and "step 2 of 2" in caplog.text
     caplog.clear()
     second = opened(graphs_alone, "encoder")
     np.testing.assert_array_equal(second.encode(mel), features)
     second.close()
     assert built(caplog.records) == []
+
+
+def test_what_tensorrt_compiled_is_kept_for_the_next_process(
+    graphs_alone: Bundle, first_run: Recorder, tmp_path: Path
+) -> None:
+    def compiled() -> int:
+        first_run.taken()
+        opened(graphs_alone, "encoder").close()
+        return first_run.taken().count("compile")
+
+    assert compiled() == 1
+    assert compiled() == 0
+    (kept,) = (tmp_path / "cache" / "edgeomni" / "engines" / "kernels").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert compiled() == 1, "a file that is cut is not read"
+    assert compiled() == 0
 
 
 def test_a_device_builds_without_torch_and_onnx(graphs_alone: Bundle, first_run: Recorder, tmp_path: Path) -> None:

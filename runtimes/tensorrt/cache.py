@@ -2,6 +2,7 @@
 
     <cache>/edgeomni/engines/<hash of the key>/engine.json    key, size and SHA-256
                                               /engine         what TensorRT reads
+                           /kernels/<hash of the key>         what it compiled for it (kernels.py)
 
 An entry is written whole or not at all. One that is cut, altered or of another key than its name says is never loaded:
 it counts as missing, and the next build replaces it.
@@ -52,9 +53,17 @@ class Key:
         )
 
     @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:40]
+
+    @property
     def folder(self) -> Path:
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return _root() / digest[:40]
+        return _root() / self.digest
+
+    @property
+    def kernels(self) -> Path:
+        """The file of compiled kernels, also for an engine that the bundle brings."""
+        return _root() / "kernels" / self.digest
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeomni.errors import EngineError, EngineUnavailable
 from edgeomni.runtimes.tensorrt.device import Device, Graph
+from edgeomni.runtimes.tensorrt.kernels import Kernels
 from edgeomni.runtimes.tensorrt.library import Library
 from edgeomni.runtimes.tensorrt.memory import ALIGNMENT, Arena, size_of
 
@@ -44,7 +45,7 @@ class Engine:
     Raises EngineError where TensorRT does not take the bytes, or they do not fit the free memory.
     """
 
-    def __init__(self, library: Library, device: Device, data: Any, what: str) -> None:
+    def __init__(self, library: Library, device: Device, data: Any, what: str, kernels: Kernels | None = None) -> None:
         if len(data) > (free := device.free_memory()):
             raise EngineUnavailable(
                 "memory",
@@ -52,7 +53,7 @@ class Engine:
                 "what else uses it, or export a smaller precision",
             )
         self.what, self._device, self._module = what, device, library.module
-        self._words = library.last_words
+        self._words, self._kernels = library.last_words, kernels
         self._engine: Any = library.deserialize(data, what)
         self.tensors = {t.name: t for t in self._read_tensors(library)}
         inputs = [t.name for t in self.tensors.values() if t.is_input]
@@ -115,7 +116,14 @@ class Engine:
             context.reshape(name, shape)
         return context
 
+    def save_kernels(self) -> None:
+        """Keeps what TensorRT has compiled for this engine so far."""
+        if self._kernels is not None:
+            self._kernels.save()
+
     def close(self) -> None:
+        if self._kernels is not None:
+            self._kernels.close()
         self._engine = None
 
     def _create(self, fixed: bool) -> Any:
@@ -127,6 +135,8 @@ class Engine:
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER if fixed else specialization.LAZY
+        if self._kernels is not None:
+            self._kernels.use(config)
         return self._engine.create_execution_context(config)
 
     def _read_tensors(self, library: Library) -> list[Tensor]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeomni.runtimes.tensorrt.device import Facts, acquire, release
 from edgeomni.runtimes.tensorrt.engine import Engine
+from edgeomni.runtimes.tensorrt.kernels import Kernels
 from edgeomni.runtimes.tensorrt.library import Library
 from edgeomni.runtimes.tensorrt.memory import Arena
 
 
 class Serialized(NamedTuple):
-    """An engine's bytes, and the package that reads them."""
+    """An engine's bytes, the package that reads them, and where what it compiles is kept."""
 
     library: Library
     data: Any
+    kernels: Path | None = None
 
 
 class Engines:
@@ -39,10 +42,13 @@ class Engines:
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """Holds the device's lock; everything is given back where the block fails."""
+        """Holds the device's lock. Compiled kernels are kept at the end; all is given back where the block fails."""
         with self.device.lock:
             try:
                 yield
+                self.device.synchronize()
+                for engine in self._engines:
+                    engine.save_kernels()
             except BaseException:
                 self.close()
                 raise
@@ -50,7 +56,8 @@ class Engines:
     def open(self, role: str) -> Engine:
         """The engine of that role. Raises EngineError where it cannot be found, built or read."""
         found = self._found[role]
-        engine = Engine(found.library, self.device, found.data, f"{self._name}/{role}")
+        kernels = Kernels(found.kernels) if found.kernels is not None else None
+        engine = Engine(found.library, self.device, found.data, f"{self._name}/{role}", kernels)
         self.arena.keep(engine.close)
         self._engines.append(engine)
         return engine

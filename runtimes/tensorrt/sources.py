@@ -21,7 +21,7 @@ from edgeomni.runtimes.tensorrt import cache
 from edgeomni.runtimes.tensorrt.device import Facts
 from edgeomni.runtimes.tensorrt.library import EXTRAS, Library, installed, library_of, version_of
 from edgeomni.runtimes.tensorrt.opening import Serialized
-from edgeomni.tensorrt_builder import Recipe, build_engine
+from edgeomni.tensorrt_builder import Recipe, build_engine, predicted_bytes
 from edgeomni.tensorrt_targets import TARGETS
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -39,8 +39,9 @@ def serialized(bundle: Bundle, component: Component, facts: Facts) -> dict[str, 
     for role, (package, place) in places.items():
         package = package or _package(facts, component, place)
         library = libraries[package] = libraries.get(package) or library_of(package)
-        path = place if isinstance(place, Path) else _built(bundle, component, role, facts, library, place)
-        found[role] = Serialized(library, _mapped(path))
+        key = _key(bundle, component, role, facts, library)
+        path = place if isinstance(place, Path) else _built(bundle, component, key, place)
+        found[role] = Serialized(library, _mapped(path), key.kernels)
     return found
 
 
@@ -65,9 +66,8 @@ def _unfit(entry: dict[str, Any], facts: Facts) -> str:
     return "" if here == wanted else f"the bundle's is of {package} {wanted}, and here is {here}"
 
 
-def _built(bundle: Bundle, component: Component, role: str, facts: Facts, library: Library, why: str) -> Path:
-    """The cached engine of a graph, which is built first where there is none."""
-    key = cache.Key(
+def _key(bundle: Bundle, component: Component, role: str, facts: Facts, library: Library) -> cache.Key:
+    return cache.Key(
         gpu=facts.name,
         sm=facts.sm,
         driver=_driver(facts),
@@ -78,32 +78,39 @@ def _built(bundle: Bundle, component: Component, role: str, facts: Facts, librar
         role=role,
         precision=component.precision,
     )
+
+
+def _built(bundle: Bundle, component: Component, key: cache.Key, why: str) -> Path:
+    """The cached engine of a graph, which is built first where there is none."""
     if (path := cache.find(key)) is None:
-        _build(bundle, component, role, key, why)
+        _build(bundle, component, key, why)
         path = cache.find(key)
     if path is None:
         raise EngineUnavailable(
             "damaged",
-            f"{component.name}/{role}: the engine just built cannot be read from {key.folder}; check the disk",
+            f"{component.name}/{key.role}: the engine just built cannot be read from {key.folder}; check the disk",
         )
     return path
 
 
-def _build(bundle: Bundle, component: Component, role: str, key: cache.Key, why: str) -> None:
-    what, began = f"{component.name}/{role}", perf_counter()
-    graphs = list(component.graphs)
-    step = f"{graphs.index(role) + 1} of {len(graphs)} of the {component.name}"
-    _log.warning("building the engine of %s (%s) for %s, once for this machine: %s", what, step, key.gpu, why)
-    recipe = Recipe(**component.meta["recipes"][role])
+def _build(bundle: Bundle, component: Component, key: cache.Key, why: str) -> None:
+    role, began = key.role, perf_counter()
+    what, graphs = f"{component.name}/{role}", list(component.graphs)
+    graph, recipe = bundle.file(component.graphs[role].path), Recipe(**component.meta["recipes"][role])
+    _log.warning(
+        "building the engine of %s (%d of %d of the %s) for %s, once for this machine, with about %.1f GB of memory: "
+        "%s",
+        what,
+        graphs.index(role) + 1,
+        len(graphs),
+        component.name,
+        key.gpu,
+        predicted_bytes(graph) / 1e9,
+        why,
+    )
     try:
         with cache.storing(key) as target:
-            build_engine(
-                bundle.file(component.graphs[role].path),
-                target,
-                recipe,
-                package=key.package,
-                progress=lambda line: _log.info("%s", line),
-            )
+            build_engine(graph, target, recipe, package=key.package, progress=lambda line: _log.info("%s", line))
     except ExportError as exc:
         raise EngineUnavailable("graph", f"{what} cannot be built for {key.gpu}: {exc}") from exc
     _log.warning("built the engine of %s in %.0f s", what, perf_counter() - began)
