@@ -29,7 +29,7 @@ __all__ = ["Bundle", "Component", "FileEntry", "GraphEntry", "Manifest", "Port",
 MANIFEST = "bundle.json"
 SETTLED_S = 2.0
 """How old a file must be, in seconds, before its verification is remembered."""
-_SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
+_SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".onnx"}
 """Format -> how its graphs' names end. ONNX Runtime would read another suffix, .ort, as another format."""
 
 
