@@ -163,7 +163,7 @@ def translated(what: str, remedy: str) -> Iterator[None]:
         yield
     except EngineError:
         raise
-    except (*_FOREIGN, MemoryError) as exc:
+    except _FOREIGN as exc:
         reason = str(exc).strip().partition("\n")[0] or type(exc).__name__
         if isinstance(exc, MemoryError) or any(words in str(exc).lower() for words in _NO_MEMORY):
             raise EngineUnavailable("memory", f"{what}: too little memory ({reason}); {_MEMORY_REMEDY}") from exc
@@ -202,7 +202,7 @@ def _ort_errors() -> tuple[type[Exception], ...]:
         "NotImplemented",
         "RuntimeException",
     )
-    return (RuntimeError, ValueError, *(getattr(state, n) for n in names if hasattr(state, n)))
+    return (RuntimeError, ValueError, MemoryError, *(getattr(state, n) for n in names if hasattr(state, n)))
 
 
 _FOREIGN = _ort_errors()
