@@ -16,10 +16,10 @@ ComponentName = Literal["encoder", "llm", "codec"]
 COMPONENTS: tuple[ComponentName, ...] = ("encoder", "llm", "codec")
 Device = Literal["auto", "cpu", "cuda", "tensorrt", "gpu", "npu"]
 """tensorrt is a way of ONNX Runtime to use a GPU of NVIDIA, through its TensorRT provider; gpu and npu are Intel's."""
-EngineName = Literal["auto", "onnxruntime", "llama.cpp", "openvino", "torch"]
+EngineName = Literal["onnxruntime", "llama.cpp", "openvino", "torch"]
 AUTO = "auto"
 """As an engine: the best that the bundle and this machine have. As a device: what this machine has."""
-EngineChoice = EngineName | Mapping[str, str] | None
+EngineChoice = EngineName | Literal["auto"] | Mapping[str, str] | None
 """What may be asked for: an engine for all components, one for each of some ("auto" for the rest), None for "auto"."""
 CHECKPOINT = "checkpoint"
 """The format of what has not been exported: it runs on torch and is in no bundle."""
