@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,10 +189,10 @@ def test_every_set_is_measured_and_auto_takes_the_fastest(made: dict[str, Bundle
         assert session.ways == found.auto
 
 
-def report_of(engines: dict[str, str], encoder: float, frame: float, codec: float, ttfa: float) -> dict[str, Any]:
+def report_of(engines: Mapping[Any, str], encoder: float, frame: float, codec: float, ttfa: float) -> dict[str, Any]:
     stages = {"encoder": encoder, "prefill": 1.0, "frame": frame, "codec": codec}
     return {
-        "engines": engines,
+        "engines": dict(engines),
         "stages": {name: {"p50_ms": ms} for name, ms in stages.items()},
         "turn": {"ttfa": ttfa, "rtf": 0.2},
         "peak_rss_mb": 100.0,
