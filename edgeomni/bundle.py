@@ -16,8 +16,9 @@ from copy import copy
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .component_meta import check_path
 from .errors import BundleError
-from .manifest import REMEDY, Component, FileEntry, GraphEntry, Manifest, Port, check_path
+from .manifest import REMEDY, Component, FileEntry, GraphEntry, Manifest, Port
 from .onnx_files import external_files
 from .outputs import user_cache
 from .schema import Source, parse_json, read_bytes, short
@@ -29,7 +30,7 @@ __all__ = ["Bundle", "Component", "FileEntry", "GraphEntry", "Manifest", "Port",
 MANIFEST = "bundle.json"
 SETTLED_S = 2.0
 """How old a file must be, in seconds, before its verification is remembered."""
-_SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
+_SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".onnx"}
 """Format -> how its graphs' names end. ONNX Runtime would read another suffix, .ort, as another format."""
 
 

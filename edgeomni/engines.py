@@ -16,10 +16,10 @@ ComponentName = Literal["encoder", "llm", "codec"]
 COMPONENTS: tuple[ComponentName, ...] = ("encoder", "llm", "codec")
 Device = Literal["auto", "cpu", "cuda", "tensorrt", "gpu", "npu"]
 """tensorrt is a way of ONNX Runtime to use a GPU of NVIDIA, through its TensorRT provider; gpu and npu are Intel's."""
-EngineName = Literal["onnxruntime", "llama.cpp", "openvino", "torch"]
+EngineName = Literal["auto", "onnxruntime", "llama.cpp", "openvino", "tensorrt", "torch"]
 AUTO = "auto"
 """As an engine: the best that the bundle and this machine have. As a device: what this machine has."""
-EngineChoice = EngineName | Literal["auto"] | Mapping[str, str] | None
+EngineChoice = EngineName | Mapping[str, str] | None
 """What may be asked for: an engine for all components, one for each of some ("auto" for the rest), None for "auto"."""
 CHECKPOINT = "checkpoint"
 """The format of what has not been exported: it runs on torch and is in no bundle."""
@@ -58,7 +58,7 @@ ENGINES = {
         Engine(
             "onnxruntime",
             "onnxruntime",
-            ("onnx",),
+            ("onnx", "tensorrt"),
             ("cpu", "cuda", "tensorrt"),
             "",
             ("onnxruntime", "onnxruntime-gpu"),
@@ -74,6 +74,15 @@ ENGINES = {
             "openvino",
             ("openvino",),
             untested=("gpu", "npu"),
+        ),
+        Engine(
+            "tensorrt",
+            "tensorrt",
+            ("tensorrt",),
+            ("cuda",),
+            "tensorrt",
+            ("tensorrt-rtx", "tensorrt"),
+            untested=("cuda",),
         ),
         Engine("torch", "torch", (CHECKPOINT,), ("cpu", "cuda"), "export", ("torch",)),
     )

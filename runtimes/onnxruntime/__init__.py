@@ -1,5 +1,7 @@
 """ONNX Runtime: the encoder, the LLM and the codec decoder of ONNX bundles, on the CPU or a CUDA device.
 
+It also runs the graphs of TensorRT bundles: the gate judges them so, and so they run where TensorRT cannot.
+
 See edgeomni/runtimes/__init__.py for what these functions promise. ONNX Runtime itself is imported when one of them is
 called.
 """
@@ -7,11 +9,14 @@ called.
 from __future__ import annotations
 
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeomni.bundle import Bundle
 from edgeomni.components import OpenOptions
 from edgeomni.engines import ENGINES
+
+if TYPE_CHECKING:
+    from edgeomni.runtimes.onnxruntime.sessions import HalfMode
 
 
 def open_component(bundle: Bundle, name: str, options: OpenOptions) -> Any:
@@ -58,11 +63,23 @@ def _open(bundle: Bundle, name: str, options: OpenOptions, *, exact: bool) -> An
     from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
     from edgeomni.runtimes.onnxruntime.llm import OrtLanguageModel
     from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
+    from edgeomni.runtimes.onnxruntime.static_codec import OrtStaticCodec
 
     component = bundle.manifest.components[name]
     graphs = [bundle.file(component.graphs[role].path) for role in ("body", "tts") if role in component.graphs]
     sessions = SessionFactory(
-        options.threads, options.device, exact=graphs if exact else (), side_by_side=options.side_by_side
+        options.threads,
+        options.device,
+        exact=graphs if exact else (),
+        side_by_side=options.side_by_side,
+        half=_half_mode(options, exact=exact) if component.format == "tensorrt" else None,
     )
-    adapters: dict[str, Any] = {"encoder": OrtEncoder, "llm": OrtLanguageModel, "codec": OrtCodec}
+    codec = OrtStaticCodec if component.format == "tensorrt" else OrtCodec
+    adapters: dict[str, Any] = {"encoder": OrtEncoder, "llm": OrtLanguageModel, "codec": codec}
     return adapters[name](bundle.path, component, bundle.spec, sessions)
+
+
+def _half_mode(options: OpenOptions, *, exact: bool) -> HalfMode:
+    if exact:
+        return "widened"
+    return "rounding" if options.as_on_target else "free"

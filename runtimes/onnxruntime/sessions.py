@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgeomni.errors import EngineError, EngineUnavailable
 from edgeomni.hardware import check_threads, detect
@@ -34,6 +34,9 @@ _NO_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "cudaer
 """How ONNX Runtime's arena, the C++ library and CUDA say that there is no memory left."""
 SPIN_US = 20
 """Microseconds: frames of an LLM alone take as long as without a limit, those beside a codec take a fifth less."""
+HalfMode = Literal["free", "rounding", "widened"]
+"""free: as ONNX Runtime likes, which on a CPU is float32 between the weights. rounding: wherever a GPU would. widened: in
+float32, caches included. The last two need the package onnx, and are for the gate."""
 _QUIET = 3
 """ONNX Runtime's log level for errors only."""
 
@@ -47,7 +50,7 @@ class SessionFactory:
     waiting actively within a run, after SPIN_US: just long enough to meet the next operator. On a CPU all sessions
     draw on one memory arena, so that what the encoder needs for a moment serves the codec later. The graphs in `exact`
     compute with float activations where their kernels would round them to 8 bits (MatMulNBits): much slower, for the
-    gate alone.
+    gate alone. `half` tells that the graphs are those of a TensorRT bundle, and how their half precision is computed.
     Raises EngineError for a device that is not there, UsageError for a number of threads out of range.
     """
 
@@ -58,15 +61,17 @@ class SessionFactory:
         *,
         exact: Collection[Path] = (),
         side_by_side: bool = False,
+        half: HalfMode | None = None,
     ) -> None:
         check_threads(threads)
+        self._half = half
         self.threads, self.device, self._exact, self._side_by_side = threads, device, exact, side_by_side
         self._providers = providers.usable(device)
         self.memory = providers.MEMORY[device]
 
     def with_threads(self, threads: int) -> SessionFactory:
         """The same, but for the number of threads."""
-        return SessionFactory(threads, self.device, exact=self._exact, side_by_side=self._side_by_side)
+        return SessionFactory(threads, self.device, exact=self._exact, side_by_side=self._side_by_side, half=self._half)
 
     def open(self, path: Path, *, dynamic: bool = False, records: bool = False) -> ort.InferenceSession:
         """A session on the graph at `path`; `dynamic`: with DynamicQuantizeMatMul. Raises EngineError with the file.
@@ -78,6 +83,8 @@ class SessionFactory:
         """
         with translated(f"{path.name} cannot be loaded", _LOAD_REMEDY):
             options = self._options()
+            if self._half is not None:
+                return self._open_half(path, options, self._half, records)
             options.add_session_config_entry("session.x64quantprecision", str(int(dynamic and _u8s8_overflows())))
             if path not in self._exact:
                 return self._session(_existing(path), options, records)
@@ -91,6 +98,18 @@ class SessionFactory:
         session = ort.InferenceSession(graph, options, providers=chosen, enable_fallback=0)
         providers.demand(self.device, session)
         return session
+
+    def _open_half(
+        self, path: Path, options: ort.SessionOptions, mode: HalfMode, records: bool
+    ) -> ort.InferenceSession:
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        if mode == "free":
+            return self._session(_existing(path), options, records)
+        from edgeomni.runtimes.onnxruntime import half
+
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        rewritten = (half.rounding if mode == "rounding" else half.widened)(_existing(path))
+        return self._session(rewritten, options)
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
