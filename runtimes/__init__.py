@@ -60,7 +60,7 @@ def problem(engine: Engine, device: str) -> str:
     return said
 
 
-def chosen_engine(bundle: Bundle, name: str, wanted: str | None = None) -> Engine:
+def chosen_engine(bundle: Bundle, name: str, wanted: EngineChoice = None) -> Engine:
     """The engine that judges a component as it was exported, on the CPU where it can; or the one wanted.
 
     Raises UsageError where `wanted` is no engine, or none that runs the component's format; EngineError where no
@@ -156,8 +156,10 @@ def open_components(bundle: Bundle, options: OpenOptions | None = None, engine: 
     down, so that what is judged is what was meant.
     """
     options, exported = options or OpenOptions(), bundle.with_components({})
-    ways = {name: ways_of(exported, name, engine, options.device)[:1] for name in COMPONENTS}
-    return opened(exported, Choice(dict(ways)), options, strict=True).components
+    ways: dict[str, list[Way]] = {}
+    for name in COMPONENTS:
+        ways[name] = ways_of(exported, name, engine, options.device)[:1]
+    return opened(exported, Choice(ways), options, strict=True).components
 
 
 def versions_of(engines: Iterable[Engine]) -> dict[str, str]:

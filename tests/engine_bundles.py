@@ -24,7 +24,7 @@ QUESTION = (0.2 * np.sin(np.arange(16000) * 0.05) * np.sin(np.arange(16000) * 0.
 def bare_bundle(model: Any, root: Path, format_: str, precision: str, **options: Any) -> Bundle:
     """A bundle that nothing has judged."""
     root.mkdir(parents=True)
-    components = {}
+    components: dict[str, Component] = {}
     for name in COMPONENTS:
         writer = exporter_of(format_)
         chosen = precision if name != "codec" else {"onnx": "fp32", "gguf": "f16"}[format_]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ def test_every_set_is_measured_and_auto_takes_the_fastest(made: dict[str, Bundle
     job = measure.Job(str(made["both"].path), seconds=0.5, turns=1, warmup=0, forced_frames=8, threads=1, overlap="off")
     told: list[str] = []
     found = compare.compare(job, told.append, measure.measure)
-    assert told[:3] == ["auto", "onnxruntime on cpu", "llama.cpp on cpu"] and not found.failed
+    assert told[:2] == ["onnxruntime on cpu", "llama.cpp on cpu"] and not found.failed
     sets = [report["engines"] for report in found.reports]
     assert len(sets) in (2, 3) and len({tuple(sorted(s.items())) for s in sets}) == len(sets)
     fastest = min(
@@ -188,10 +189,10 @@ def test_every_set_is_measured_and_auto_takes_the_fastest(made: dict[str, Bundle
         assert session.ways == found.auto
 
 
-def report_of(engines: dict[str, str], encoder: float, frame: float, codec: float, ttfa: float) -> dict[str, Any]:
+def report_of(engines: Mapping[Any, str], encoder: float, frame: float, codec: float, ttfa: float) -> dict[str, Any]:
     stages = {"encoder": encoder, "prefill": 1.0, "frame": frame, "codec": codec}
     return {
-        "engines": engines,
+        "engines": dict(engines),
         "stages": {name: {"p50_ms": ms} for name, ms in stages.items()},
         "turn": {"ttfa": ttfa, "rtf": 0.2},
         "peak_rss_mb": 100.0,
@@ -211,9 +212,9 @@ def test_the_mixture_is_of_the_fastest_parts(made: dict[str, Bundle]) -> None:
 
     def measured(job: measure.Job) -> dict[str, Any]:
         jobs.append(job)
-        if isinstance(job.engine, dict):
+        if isinstance(job.engine, dict) and len(set(job.engine.values())) > 1:
             return report_of({k: labels[v][k] for k, v in job.engine.items()}, 1, 1, 1, 0.1)
-        onnx = job.engine != "llama.cpp"
+        onnx = "llama.cpp" not in str(job.engine)
         return report_of(labels["onnxruntime" if onnx else "llama.cpp"], *((9, 2, 3, 0.5) if onnx else (4, 5, 6, 0.4)))
 
     found = compare.compare(measure.Job(str(made["both"].path)), measure=measured)
@@ -221,6 +222,27 @@ def test_the_mixture_is_of_the_fastest_parts(made: dict[str, Bundle]) -> None:
     assert jobs[-1].device == "cpu" and jobs[-1].strict and len(found.reports) == 3
     shown = "\n".join(str(part) for part in compare.tables(found))
     assert "--engine auto takes: onnxruntime on cpu" in shown, "nothing was remembered, so the order decides"
+
+
+def test_an_engine_that_runs_some_components_is_measured_with_those(made: dict[str, Bundle], tmp_path: Path) -> None:
+    gguf, onnx = made["gguf"].manifest.components, made["onnx"]
+    shutil.copytree(made["gguf"].path, tmp_path / "mixed")
+    shutil.copytree(onnx.path / "encoder", tmp_path / "mixed" / "encoder", dirs_exist_ok=True)
+    mixed = {**gguf, "encoder": onnx.manifest.components["encoder"]}
+    write_manifest(tmp_path / "mixed", replace(made["gguf"].manifest, components=mixed))
+    both = combine([onnx.path, tmp_path / "mixed"], tmp_path / "both")
+    assert set(both.manifest.alternatives) == {"llm", "codec"}
+    jobs: list[measure.Job] = []
+
+    def measured(job: measure.Job) -> dict[str, Any]:
+        jobs.append(job)
+        ways = runtimes.chosen(both, job.engine, job.device).first
+        return report_of({name: way.label for name, way in ways.items()}, 1, 1, 1, 1)
+
+    compare.compare(measure.Job(str(both.path)), measure=measured)
+    all_onnx = dict.fromkeys(COMPONENTS, "onnxruntime")
+    assert [job.engine for job in jobs] == [all_onnx, {"llm": "llama.cpp", "codec": "llama.cpp"}]
+    assert [(job.device, job.strict) for job in jobs] == [("cpu", False), ("cpu", True)]
 
 
 def test_comparing_needs_a_bundle_and_no_engine(made: dict[str, Bundle], tiny_dir: Path) -> None:

@@ -15,6 +15,7 @@ from engine_bundles import GpuEngine, answer, bare_bundle, for_gpu, gpu_engine, 
 
 from edgeomni import Bundle, Session, measured, runtimes
 from edgeomni.cli import main
+from edgeomni.components import OpenOptions
 from edgeomni.engines import COMPONENTS, ENGINES, parse_engine
 from edgeomni.errors import BundleError, EngineUnavailable, UsageError, WhyUnavailable
 from edgeomni.runtimes import choice
@@ -25,7 +26,7 @@ CPU = {
     "llm": "onnxruntime on cpu (onnx:fp32)",
     "codec": "onnxruntime on cpu (onnx:fp32)",
 }
-GPU = dict.fromkeys(COMPONENTS, "phantom on cuda (phantom:fp32)")
+GPU: dict[str, str] = dict.fromkeys(("encoder", "llm", "codec"), "phantom on cuda (phantom:fp32)")
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +188,9 @@ def test_what_was_opened_before_a_failure_is_closed(plain: Bundle, gpu_engine: G
         part.close = lambda: closed.append(args[1])
         return part
 
-    gpu_engine.open_component = watched  # type: ignore[method-assign]
+    gpu_engine.open_component = watched  # type: ignore[method-assign, assignment]
     with pytest.raises(EngineUnavailable):
-        runtimes.opened(bundle, picked, runtimes.OpenOptions(1), strict=True)
+        runtimes.opened(bundle, picked, OpenOptions(1), strict=True)
     assert closed == ["encoder"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def test_what_is_no_profile_of_ours_is_left_aside(text: str, folder: Path) -> No
     path.write_text(text)
     assert measured.runs(run().bundle) == []
     other = path.with_name("other.json")
-    kept = {**json.loads(json.dumps(measured.asdict(run()))), "schema": 99}
+    kept = {**json.loads(json.dumps(asdict(run()))), "schema": 99}
     other.write_text(json.dumps(kept))
     assert measured.runs(run().bundle) == []
     other.write_text(json.dumps({**kept, "schema": 1, "date": "x" * measured.MOST_BYTES}))

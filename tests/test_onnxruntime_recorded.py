@@ -111,7 +111,8 @@ def test_what_is_recorded_and_what_is_not(monkeypatch: pytest.MonkeyPatch) -> No
         assert captured.wanted(device, attention) is expected
     monkeypatch.delenv(captured.VARIABLE)
     assert not captured.wanted("cuda", "scatter")
-    cuda = ("CUDAExecutionProvider", {"device_id": "0"})
-    (name, options), cpu = providers.recording([cuda, "CPUExecutionProvider"])
-    assert (name, options["enable_cuda_graph"], cpu) == ("CUDAExecutionProvider", "1", "CPUExecutionProvider")
+    cuda: providers.Provider = ("CUDAExecutionProvider", {"device_id": "0"})
+    recording = providers.recording([cuda, "CPUExecutionProvider"])
+    assert recording[1] == "CPUExecutionProvider" and recording[0][0] == "CUDAExecutionProvider"
+    assert isinstance(recording[0], tuple) and recording[0][1]["enable_cuda_graph"] == "1"
     assert captured.not_recorded(None).get_run_config_entry(captured.GRAPH_ID) == "-1"

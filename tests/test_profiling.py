@@ -206,11 +206,10 @@ def test_percentiles_by_hand() -> None:
 
 
 class ScriptedSession:
-    ways: dict[str, str] = {}
-
     """Answers turn i with the i-th figures and spans, and keeps what it was asked."""
 
     overlap = "after-text"
+    ways: dict[str, str] = {}
 
     def __init__(self, *turns: tuple[dict[str, float], dict[str, list[float]]]) -> None:
         self.spec, self.turns = small_spec(context=400), iter(turns)

@@ -163,16 +163,12 @@ verbosity_options = options(
 )
 
 
-class EngineType(click.ParamType):
-    """An engine's name, or COMPONENT=ENGINE pairs with commas between them."""
-
-    name = "engine"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return parse_engine(value) if isinstance(value, str) else value
-        except UsageError as exc:
-            self.fail(str(exc), param, ctx)
+def _engine(ctx: click.Context, param: click.Parameter, value: str | None) -> str | dict[str, str] | None:
+    """What --engine was given, checked."""
+    try:
+        return None if value is None else parse_engine(value)
+    except UsageError as exc:
+        raise click.BadParameter(str(exc), ctx, param) from exc
 
 
 engine_options = options(
@@ -184,7 +180,7 @@ engine_options = options(
     ),
     click.option(
         "--engine",
-        type=EngineType(),
+        callback=_engine,
         metavar="ENGINE",
         help=f"{', '.join([AUTO, *ENGINES])} (torch is for checkpoints), or encoder=ENGINE,llm=ENGINE,codec=ENGINE "
         "[default: auto, the best that SOURCE and this machine have].",

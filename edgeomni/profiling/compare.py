@@ -1,8 +1,8 @@
 """Which engines answer this bundle fastest here: each set of engines measured in a process of its own, one by one.
 
-The sets are what `--engine auto` would take without any profile, each engine that can run everything alone, and last
-the mixture of what was fastest for each component. What was measured is remembered (edgeomni/measured.py), and from
-then on `--engine auto` takes the fastest set.
+The sets are what `--engine auto` would take without any profile, each engine with all components that it can run, and
+last the mixture of what was fastest for each component. What was measured is remembered (edgeomni/measured.py), and
+from then on `--engine auto` takes the fastest set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..bundle import Bundle, is_bundle
 from ..engines import AUTO, COMPONENTS, ENGINES
 from ..errors import EdgeOmniError, UsageError
 from ..measured import STAGE
-from ..runtimes.choice import ways_of
+from ..runtimes.choice import choose, ways_of
 from ..shipped import to_run
 from .measure import Job, measure_apart
 
@@ -58,7 +58,13 @@ def compare(
         raise UsageError("--compare measures every engine of a bundle: give a bundle, and leave --engine out")
     reports, failed, errors = list[Report](), dict[str, str](), list[EdgeOmniError]()
 
+    bundle = Bundle.open(source)
+
     def add(candidate: Job) -> None:
+        """Measures a set that was not measured yet: twice the same would not be the same time."""
+        expected = runtimes.chosen(bundle, candidate.engine, candidate.device, candidate.threads).first
+        if any(r["engines"] == {name: way.label for name, way in expected.items()} for r in reports):
+            return
         name = _words(candidate)
         progress(name)
         try:
@@ -70,34 +76,38 @@ def compare(
         if all(report["engines"] != r["engines"] for r in reports):
             reports.append(report)
 
-    bundle = Bundle.open(source)
-    for candidate in _alone(bundle, job):
+    for candidate in _sets(bundle, job):
         add(candidate)
-    mixed = _mixture(reports)
-    if mixed and any(r["engines"] == mixed for r in reports) is False and (candidate := _job_of(job, mixed)):
-        add(candidate)
+    if mixture := _job_of(job, _mixture(reports)):
+        add(mixture)
     if not reports:
         raise errors[-1]
     first = runtimes.chosen(bundle, None, job.device, job.threads).first
     return Comparison(reports, failed, {name: way.label for name, way in first.items()})
 
 
-def _alone(bundle: Bundle, job: Job) -> Iterator[Job]:
-    """The default set, and every engine and device that run all components."""
-    yield replace(job, engine=None)
-    devices = {
-        name: {(w.engine.name, w.device) for w in ways_of(bundle, name, None, job.device)} for name in COMPONENTS
-    }
-    everywhere = set.intersection(*devices.values())
+def _sets(bundle: Bundle, job: Job) -> Iterator[Job]:
+    """What comes first without any profile, and every engine on each of its devices with all components that it runs.
+
+    What it cannot run stays with the engine that it has by default. An engine of several devices that runs only some
+    components is tried on the CPU alone: no option says a device for one component.
+    """
+    first = choose(bundle, runtimes.problem, lambda: [], None, job.device).first
+    yield replace(_job_of(job, {name: way.label for name, way in first.items()}) or job, strict=False)
+    ways = {name: {(w.engine.name, w.device) for w in ways_of(bundle, name, None, job.device)} for name in COMPONENTS}
     for engine in ENGINES.values():
         for device in engine.devices:
-            if (engine.name, device) in everywhere:
-                yield replace(job, engine=engine.name, device=device, strict=True)
+            parts = [name for name in COMPONENTS if (engine.name, device) in ways[name]]
+            if len(parts) == len(COMPONENTS):
+                yield _with(job, engine.name, device)
+            elif parts and (device == "cpu" or engine.devices == (device,)):
+                where = device if device == "cpu" else job.device
+                yield _with(job, dict.fromkeys(parts, engine.name), where)
 
 
 def _mixture(reports: list[Report]) -> dict[str, str]:
     """Component -> the way that had the least median of its stage; empty where a stage was not measured."""
-    mixed = {}
+    mixed: dict[str, str] = {}
     for name in COMPONENTS:
         timed = [r for r in reports if STAGE[name] in r["stages"]]
         if not timed:
@@ -107,19 +117,27 @@ def _mixture(reports: list[Report]) -> dict[str, str]:
 
 
 def _job_of(job: Job, ways: dict[str, str]) -> Job | None:
-    """The job that runs components in these ways; None where they are on several devices, which no option can say."""
+    """The job that runs components in these ways; None for none, and where they are on several devices, which no option
+    can say."""
     parts = {name: way.split(" (")[0].split(" on ") for name, way in ways.items()}
-    if len({device for _, device in parts.values()}) > 1:
+    if len({device for _, device in parts.values()}) != 1:
         return None
     engines = {name: engine for name, (engine, _) in parts.items()}
-    return replace(job, engine=engines, device=next(iter(parts.values()))[1], strict=True)  # type: ignore[arg-type]
+    return _with(job, engines, next(iter(parts.values()))[1])
+
+
+def _with(job: Job, engine: Any, device: Any) -> Job:
+    """The job on that engine, or those, and that device, or an error."""
+    return replace(job, engine=engine, device=device, strict=True)
 
 
 def _words(job: Job) -> str:
     if job.engine is None:
         return AUTO
     named = job.engine if isinstance(job.engine, str) else ", ".join(f"{k} {v}" for k, v in job.engine.items())
-    return f"{named} on {job.device}"
+    if not isinstance(job.engine, str) and len(job.engine) == len(COMPONENTS) and len(set(job.engine.values())) == 1:
+        named = next(iter(job.engine.values()))
+    return f"{named} on {job.device or 'its device'}"
 
 
 def tables(comparison: Comparison) -> Iterator[str | Table]:

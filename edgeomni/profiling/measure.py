@@ -142,7 +142,7 @@ def measure(job: Job) -> dict[str, Any]:
         "stages": _stages(ends),
         "peak_rss_mb": peak_rss_mb(),
     }
-    if bundle is not None:
+    if bundle is not None and session.ways:
         _remember(report, job, bundle)
     return report
 

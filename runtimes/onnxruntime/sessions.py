@@ -84,7 +84,7 @@ class SessionFactory:
         with translated(f"{path.name} cannot be loaded", _LOAD_REMEDY):
             options = self._options()
             if self._half is not None:
-                return self._open_half(path, options, self._half)
+                return self._open_half(path, options, self._half, records)
             options.add_session_config_entry("session.x64quantprecision", str(int(dynamic and _u8s8_overflows())))
             if path not in self._exact:
                 return self._session(_existing(path), options, records)
@@ -99,15 +99,17 @@ class SessionFactory:
         providers.demand(self.device, session)
         return session
 
-    def _open_half(self, path: Path, options: ort.SessionOptions, mode: HalfMode) -> ort.InferenceSession:
+    def _open_half(
+        self, path: Path, options: ort.SessionOptions, mode: HalfMode, records: bool
+    ) -> ort.InferenceSession:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         if mode == "free":
-            return ort.InferenceSession(_existing(path), options, providers=self._providers)
+            return self._session(_existing(path), options, records)
         from edgeomni.runtimes.onnxruntime import half
 
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         rewritten = (half.rounding if mode == "rounding" else half.widened)(_existing(path))
-        return ort.InferenceSession(rewritten, options, providers=self._providers)
+        return self._session(rewritten, options)
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -180,7 +182,7 @@ def translated(what: str, remedy: str) -> Iterator[None]:
         yield
     except EngineError:
         raise
-    except (*_FOREIGN, MemoryError) as exc:
+    except _FOREIGN as exc:
         reason = str(exc).strip().partition("\n")[0] or type(exc).__name__
         if isinstance(exc, MemoryError) or any(words in str(exc).lower() for words in _NO_MEMORY):
             raise EngineUnavailable("memory", f"{what}: too little memory ({reason}); {_MEMORY_REMEDY}") from exc
@@ -219,7 +221,7 @@ def _ort_errors() -> tuple[type[Exception], ...]:
         "NotImplemented",
         "RuntimeException",
     )
-    return (RuntimeError, ValueError, *(getattr(state, n) for n in names if hasattr(state, n)))
+    return (RuntimeError, ValueError, MemoryError, *(getattr(state, n) for n in names if hasattr(state, n)))
 
 
 _FOREIGN = _ort_errors()

@@ -24,7 +24,7 @@ class OrtStaticCodec(StaticCodec[States]):
 
     def __init__(self, bundle_path: Path, component: Component, spec: OmniSpec, sessions: SessionFactory) -> None:
         super().__init__(spec.codec, component.meta)
-        self._session, self._device = sessions.open(bundle_path / component.graphs["codec"].path), sessions.device
+        self._session, self._device = sessions.open(bundle_path / component.graphs["codec"].path), sessions.memory
         shapes = {state["name"]: np.zeros(state["shape"], state["dtype"]) for state in component.meta["states"]}
         self._zeros = {name: ort.OrtValue.ortvalue_from_numpy(v, self._device, 0) for name, v in shapes.items()}
 
