@@ -63,7 +63,7 @@ LLM = {
 }
 FRAMES = {"onnx": 200, "openvino": 3000}
 """Mel frames of the window. OpenVINO's exporter cannot be told of another than Whisper's own."""
-KEPT = ("config.json", "tokenizer.json", "encoder_model.onnx", "model.onnx")
+KEPT: tuple[str, ...] = ("config.json", "tokenizer.json", "encoder_model.onnx", "model.onnx")
 KEPT += tuple(f"openvino_{name}.{end}" for name in ("encoder_model", "model") for end in ("xml", "bin"))
 
 
@@ -129,7 +129,8 @@ def export(name: str, how: list[str], out: Path) -> None:
         tokenizer(source)
         task = "text-generation-with-past"
         if name.startswith("whisper"):
-            WhisperFeatureExtractor(feature_size=6, chunk_length=FRAMES[how[0]] // 100).save_pretrained(source)
+            sizes = {"feature_size": 6, "chunk_length": FRAMES[how[0]] // 100}
+            WhisperFeatureExtractor(**sizes).save_pretrained(source)  # type: ignore[no-untyped-call]
             task = "automatic-speech-recognition"
             how = [*how, *(["--nb_max_frames", str(FRAMES["onnx"])] if how[0] == "onnx" else [])]
         command = [str(Path(sys.executable).with_name("optimum-cli")), "export", *how, "--task", task]
@@ -139,7 +140,7 @@ def export(name: str, how: list[str], out: Path) -> None:
         for file in KEPT:
             if (target / file).is_file():
                 (out / name / file).write_bytes((target / file).read_bytes())
-    np.savez(out / f"{name}.npz", **answers)
+    np.savez(out / f"{name}.npz", **answers)  # type: ignore[arg-type]
 
 
 def main() -> None:
