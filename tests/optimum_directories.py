@@ -130,7 +130,8 @@ def export(name: str, how: list[str], out: Path) -> None:
         task = "text-generation-with-past"
         if name.startswith("whisper"):
             sizes = {"feature_size": 6, "chunk_length": FRAMES[how[0]] // 100}
-            WhisperFeatureExtractor(**sizes).save_pretrained(source)  # type: ignore[no-untyped-call]
+            extractor: Any = WhisperFeatureExtractor
+            extractor(**sizes).save_pretrained(source)
             task = "automatic-speech-recognition"
             how = [*how, *(["--nb_max_frames", str(FRAMES["onnx"])] if how[0] == "onnx" else [])]
         command = [str(Path(sys.executable).with_name("optimum-cli")), "export", *how, "--task", task]
