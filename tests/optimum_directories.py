@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def llm(kind: Any, tied: bool, equal: bool) -> tuple[Any, dict[str, np.ndarray]]
     return model, {"ids": ids[0].numpy(), "logits": logits[0].numpy()}
 
 
-MODELS = {
+MODELS: dict[str, Callable[[int], tuple[Any, dict[str, np.ndarray]]]] = {
     "whisper": lambda frames: whisper(frames, False),
     "whisper-equal": lambda frames: whisper(frames, True),
     "qwen2": lambda _: llm(Qwen2Config, True, False),
