@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ LLM = {
 }
 FRAMES = {"onnx": 200, "openvino": 3000}
 """Mel frames of the window. OpenVINO's exporter cannot be told of another than Whisper's own."""
-KEPT = ("config.json", "tokenizer.json", "encoder_model.onnx", "model.onnx")
+KEPT: tuple[str, ...] = ("config.json", "tokenizer.json", "encoder_model.onnx", "model.onnx")
 KEPT += tuple(f"openvino_{name}.{end}" for name in ("encoder_model", "model") for end in ("xml", "bin"))
 
 
@@ -101,7 +102,7 @@ def llm(kind: Any, tied: bool, equal: bool) -> tuple[Any, dict[str, np.ndarray]]
     return model, {"ids": ids[0].numpy(), "logits": logits[0].numpy()}
 
 
-MODELS = {
+MODELS: dict[str, Callable[[int], tuple[Any, dict[str, np.ndarray]]]] = {
     "whisper": lambda frames: whisper(frames, False),
     "whisper-equal": lambda frames: whisper(frames, True),
     "qwen2": lambda _: llm(Qwen2Config, True, False),
@@ -129,7 +130,9 @@ def export(name: str, how: list[str], out: Path) -> None:
         tokenizer(source)
         task = "text-generation-with-past"
         if name.startswith("whisper"):
-            WhisperFeatureExtractor(feature_size=6, chunk_length=FRAMES[how[0]] // 100).save_pretrained(source)
+            sizes = {"feature_size": 6, "chunk_length": FRAMES[how[0]] // 100}
+            extractor: Any = WhisperFeatureExtractor
+            extractor(**sizes).save_pretrained(source)
             task = "automatic-speech-recognition"
             how = [*how, *(["--nb_max_frames", str(FRAMES["onnx"])] if how[0] == "onnx" else [])]
         command = [str(Path(sys.executable).with_name("optimum-cli")), "export", *how, "--task", task]
@@ -139,7 +142,7 @@ def export(name: str, how: list[str], out: Path) -> None:
         for file in KEPT:
             if (target / file).is_file():
                 (out / name / file).write_bytes((target / file).read_bytes())
-    np.savez(out / f"{name}.npz", **answers)
+    np.savez(out / f"{name}.npz", **answers)  # type: ignore[arg-type]
 
 
 def main() -> None:
