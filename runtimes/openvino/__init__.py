@@ -12,6 +12,7 @@ from typing import Any
 from edgeomni.bundle import Bundle
 from edgeomni.components import OpenOptions
 from edgeomni.engines import ENGINES
+from edgeomni.errors import EngineError
 from edgeomni.quantize.schemes import parse
 
 
@@ -31,6 +32,15 @@ def wrong_kernels(bundle: Bundle, name: str) -> int | None:
     from edgeomni.runtimes.openvino import kernel_check
 
     return kernel_check.wrong_kernels(bundle, bundle.manifest.components[name])
+
+
+def problem(device: str) -> str:
+    """Why OpenVINO cannot compute on that device here, and what to do; "" where it can."""
+    try:
+        from edgeomni.runtimes.openvino import models
+    except EngineError as exc:  # it is not installed
+        return str(exc)
+    return models.problem(device)
 
 
 def version() -> str:
