@@ -28,6 +28,7 @@ from edgeomni.components import Components, Features, OpenOptions
 from edgeomni.errors import BundleError, EngineError
 from edgeomni.export import export_bundle
 from edgeomni.exporters import exporter_of
+from edgeomni.exporters.openvino.files import constants
 from edgeomni.gate.judge import GateOptions
 from edgeomni.interrupt import Interrupt, Interrupted
 from edgeomni.model.omni import OmniModel
@@ -200,6 +201,40 @@ def test_auto_chooses_the_cpu_where_there_is_nothing_else(
     mel = mel_of(tiny_model, 40)
     np.testing.assert_allclose(encoder.encode(mel), again.encode(mel), atol=1e-4)
     assert list((tmp_path / "edgeomni" / "openvino").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise"])
+def test_a_damaged_cache_is_compiled_anew(
+    bundles: dict[str, Bundle], tiny_model: OmniModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = folder.open_component(bundles["int8"], "encoder", OpenOptions(1, "auto"))
+    for path in models.cache_directory().iterdir():
+        kept = path.read_bytes()
+        noise = np.random.default_rng(0).bytes(len(kept))
+        path.write_bytes({"cut": kept[: len(kept) // 2], "empty": b"", "noise": noise}[damage])
+    mel = mel_of(tiny_model, 40)
+    after = folder.open_component(bundles["int8"], "encoder", OpenOptions(1, "auto"))
+    np.testing.assert_array_equal(after.encode(mel), before.encode(mel))
+
+
+def test_a_cache_of_other_weights_is_not_used(
+    bundles: dict[str, Bundle], tiny_model: OmniModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file names, in the same place, after another export: only the bytes of one constant differ."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = Bundle.open(shutil.copytree(bundles["int8"].path, tmp_path / "b"))
+    mel = mel_of(tiny_model, 40)
+    before = folder.open_component(bundle, "encoder", OpenOptions(1, "auto")).encode(mel)
+    path = bundle.file("encoder/encoder.xml")
+    scales = next(c for c in constants(path) if c.name == "adapter.proj.scales")
+    with path.with_suffix(".bin").open("r+b") as f:
+        doubled = 2 * np.frombuffer(f.read()[scales.offset :][: scales.size], np.float32)
+        f.seek(scales.offset)
+        f.write(doubled.tobytes())
+    after = folder.open_component(bundle, "encoder", OpenOptions(1, "auto")).encode(mel)
+    assert np.abs(after - before).max() > 0.1 * np.abs(before).max()
+    np.testing.assert_array_equal(after, folder.open_component(bundle, "encoder", OpenOptions(1)).encode(mel))
 
 
 def test_a_weights_file_that_the_manifest_does_not_list(bundles: dict[str, Bundle], tmp_path: Path) -> None:
