@@ -49,11 +49,14 @@ class OpenOptions:
     """How a component is opened: `threads` to compute with (None: all cores), on which `device`.
 
     `side_by_side`: LLM and codec will compute at the same time, so that threads that wait had better not hold a core.
+    `as_on_target`: what was made for another device rounds as that device does, even where this one need not; for the
+    gate, which judges here what will run there.
     """
 
     threads: int | None = None
     device: str = "cpu"
     side_by_side: bool = False
+    as_on_target: bool = False
 
 
 class Encoder(Protocol):

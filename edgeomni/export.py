@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 TOKENIZER = "tokenizer.json"
 STEPS, JUDGE_STEPS = 9, 3
 """How often `export_bundle` calls `progress`, and how often more where a test set judges."""
-_TOOLS = ("edgeomni", "numpy", "onnx", "onnxruntime", "openvino", "torch", "transformers", "snac")
+_TOOLS = ("edgeomni", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt-rtx", "torch", "transformers", "snac")
 _log = logging.getLogger("edgeomni")
 
 
@@ -75,7 +75,7 @@ def export_bundle(
         components: dict[str, Component] = {}
         for name in COMPONENTS:
             progress(f"export {name} ({':'.join(wanted[name])})")
-            components[name] = _exported(model, name, stage, wanted[name], own)
+            components[name] = _exported(model, name, stage, wanted[name], own, progress)
         manifest = _manifest(model, components, stage, _command(wanted, own))
         staged = Bundle(stage, manifest)
         report = judged(model, staged, limits, threads, progress, _words(model, staged, judge, threads, progress))
@@ -98,11 +98,11 @@ def choices(
         raise UsageError(f"unknown component(s) {', '.join(unknown)}; known are {', '.join(COMPONENTS)}")
     own = _own_options(FORMATS, options or {})
     out = {}
-    for name, default in policy.component_precisions(precision).items():
+    for name in COMPONENTS:
         kind, _, chosen = formats.get(name, "onnx").partition(":")
         if kind not in FORMATS:
             raise UsageError(f"{name}: unknown format {kind!r}; known are {', '.join(FORMATS)}")
-        out[name] = (kind, chosen or default)
+        out[name] = (kind, chosen or policy.component_precisions(precision, kind)[name])
         exporters.exporter_of(kind).schemes_for(name, out[name][1], own[kind])
     return out
 
@@ -141,10 +141,12 @@ def _own_options(formats: Iterable[str], given: Mapping[str, Mapping[str, Any]])
 
 
 def _exported(
-    model: OmniModel, name: str, stage: Path, wanted: tuple[str, str], options: Mapping[str, Any]
+    model: OmniModel, name: str, stage: Path, wanted: tuple[str, str], options: Mapping[str, Any], progress: Say
 ) -> Component:
     format_, precision = wanted
-    component: Component = exporters.exporter_of(format_).export(model, name, stage, precision, options[format_])
+    exporter = exporters.exporter_of(format_)
+    told = {"progress": progress} if getattr(exporter, "TELLS_PROGRESS", False) else {}
+    component: Component = exporter.export(model, name, stage, precision, options[format_], **told)
     return component
 
 

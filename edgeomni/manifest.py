@@ -19,7 +19,7 @@ from .errors import BundleError
 from .schema import Source, below, is_newer, short, typed
 from .spec import OmniSpec
 
-SCHEMA = "2.1"
+SCHEMA = "2.2"
 REMEDY = "export the checkpoint again, or copy the bundle again"
 
 Count = Annotated[int, Meta(ge=0, le=1 << 40)]
@@ -118,7 +118,11 @@ class Component:
         """What the adapter opens beside graphs' external data: "graph body" or "table text" -> path."""
         tables = self.meta.get("tables", {})
         paths = {f"graph {role}": graph.path for role, graph in self.graphs.items()}
+        paths |= {f"engine {i}": str(engine["path"]) for i, engine in enumerate(self.meta.get("engines", []))}
         return paths | {f"table {name}": str(table["file"]) for name, table in tables.items()}
+
+
+Alternatives = Annotated[list[Component], Meta(max_length=16)]
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,65 @@ class GgufCodecMeta:
     layers: Annotated[list[CodecLayer], Meta(max_length=1024)]
 
 
+Shape = Annotated[list[Annotated[int, Meta(ge=1, le=1 << 31)]], Meta(max_length=8)]
+Profile = dict[str, Annotated[list[Shape], Meta(min_length=3, max_length=3)]]
+"""Input -> its least, usual and largest shape."""
+
+
+@dataclass(frozen=True)
+class EngineRecipe:
+    """How a graph's TensorRT engine is built (tensorrt_builder.Recipe)."""
+
+    profiles: Annotated[list[Profile], Meta(max_length=8)]
+    tf32: bool
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """An engine built from the graph `role`, by which package of which version, for which GPUs."""
+
+    role: str
+    path: str
+    package: Literal["tensorrt_rtx", "tensorrt"]
+    version: str
+    targets: Annotated[list[str], Meta(max_length=64)]
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
+
+
+@dataclass(frozen=True)
+class TensorRtMeta:
+    """`targets`: the GPUs that the export was asked for; `engines`: those built, which may be none."""
+
+    targets: Annotated[list[str], Meta(max_length=64)]
+    engines: Annotated[list[EngineFile], Meta(max_length=MOST_FILES)]
+    recipes: Annotated[dict[str, EngineRecipe], Meta(max_length=MOST_FILES)]
+
+
+@dataclass(frozen=True)
+class TensorRtLlmMeta(TensorRtMeta):
+    """`context`: frames that the caches hold, no more and no fewer; `prefill`: most frames appended at once; `kv`: what
+    keys and values are held in."""
+
+    context: Annotated[int, Meta(ge=1, le=1 << 20)]
+    prefill: Annotated[int, Meta(ge=1, le=1 << 20)]
+    kv: Literal["float16", "float"]
+    tables: OnnxTables
+
+
+@dataclass(frozen=True)
+class TensorRtCodecMeta(TensorRtMeta):
+    """How the decoder runs behind its input, its states of fixed size, and the most latents that a push holds."""
+
+    first_push: Annotated[int, Meta(ge=1, le=1 << 20)]
+    push_multiple: Annotated[int, Meta(ge=1, le=1 << 20)]
+    lag_samples: Count
+    states: list[CodecState]
+    noise: list[NoisePace]
+    largest_push: Annotated[int, Meta(ge=1, le=1 << 20)]
+
+
 @dataclass(frozen=True)
 class AnyMeta:
     """Of a format that this version knows nothing of beyond the tables."""
@@ -258,6 +321,9 @@ META |= {
     ("openvino", "encoder"): OpenVinoEncoderMeta,
     ("openvino", "llm"): OpenVinoLlmMeta,
     ("openvino", "codec"): CodecMeta,
+    ("tensorrt", "encoder"): TensorRtMeta,
+    ("tensorrt", "llm"): TensorRtLlmMeta,
+    ("tensorrt", "codec"): TensorRtCodecMeta,
 }
 """(format, component) -> what its `meta` holds."""
 
@@ -271,6 +337,9 @@ ROLES = {
     ("openvino", "encoder"): {"encoder"},
     ("openvino", "llm"): {"body", "text_head", "audio_head"},
     ("openvino", "codec"): {"codec"},
+    ("tensorrt", "encoder"): {"encoder"},
+    ("tensorrt", "llm"): {"body", "text_head", "audio_head"},
+    ("tensorrt", "codec"): {"codec"},
 }
 """(format, component) -> the graphs or files without which it cannot run."""
 
@@ -297,6 +366,8 @@ class Manifest:
     gate: dict[str, Any]
     reference: FileEntry | None = None
     """What the export gave when it was judged, for judging it again on the device."""
+    alternatives: Annotated[dict[str, Alternatives], Meta(max_length=16)] = field(default_factory=dict)
+    """Component -> the same component in other formats, each judged in the bundle that it came from."""
     schema: str = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -319,6 +390,7 @@ class Manifest:
             raise source.fault(f"unknown component(s) {', '.join(map(short, extra))}", "$.components")
         for name in COMPONENTS:
             _check_component(manifest.components[name], name, manifest.spec, source, newer)
+        _check_alternatives(manifest, source, newer)
         return manifest
 
 
@@ -331,8 +403,23 @@ def check_provenance(provenance: dict[str, Any], source: Source) -> None:
             raise source.fault("must be a text or a number", below("$.provenance", key))
 
 
-def _check_component(component: Component, name: str, spec: OmniSpec, source: Source, newer: bool) -> None:
-    path = below("$.components", name)
+def _check_alternatives(manifest: Manifest, source: Source, newer: bool) -> None:
+    """Each is what its component is, in a format that the component has not had yet."""
+    for name, entries in manifest.alternatives.items():
+        path = below("$.alternatives", name)
+        if name not in COMPONENTS:
+            raise source.fault(f"unknown component {short(name)}", "$.alternatives")
+        formats = [manifest.components[name].format, *(entry.format for entry in entries)]
+        if twice := sorted({kind for kind in formats if formats.count(kind) > 1}):
+            raise source.fault(f"has the format {short(twice[0])} twice", path)
+        for i, entry in enumerate(entries):
+            _check_component(entry, name, manifest.spec, source, newer, f"{path}[{i}]")
+
+
+def _check_component(
+    component: Component, name: str, spec: OmniSpec, source: Source, newer: bool, path: str = ""
+) -> None:
+    path = path or below("$.components", name)
     if component.name != name:
         raise source.fault(f"is {short(component.name)}, not {short(name)}", f"{path}.name")
     typed_meta = META.get((component.format, name))
@@ -344,11 +431,14 @@ def _check_component(component: Component, name: str, spec: OmniSpec, source: So
     tts = {"tts"} if name == "llm" and spec.tts_layers else set[str]()
     if missing := sorted((ROLES[component.format, name] | tts) - set(component.graphs)):
         raise source.fault(f"{', '.join(missing)} missing", f"{path}.graphs")
-    if isinstance(meta, (OnnxLlmMeta, OpenVinoLlmMeta)):
+    if isinstance(meta, (OnnxLlmMeta, OpenVinoLlmMeta, TensorRtLlmMeta)):
         _check_tables(meta, spec, source, f"{path}.meta.tables")
 
 
-def _check_tables(meta: OnnxLlmMeta | OpenVinoLlmMeta, spec: OmniSpec, source: Source, path: str) -> None:
+_Tables = OnnxLlmMeta | OpenVinoLlmMeta | TensorRtLlmMeta
+
+
+def _check_tables(meta: _Tables, spec: OmniSpec, source: Source, path: str) -> None:
     layout = spec.layout
     for name, rows in (("text", layout.text_vocab), ("audio", layout.streams * layout.audio_vocab)):
         table: EmbeddingTable = getattr(meta.tables, name)

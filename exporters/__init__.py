@@ -13,6 +13,8 @@ What a format's folder offers by these names, so that export.py and the gate nee
     rounds_inputs(component)                           whether kernels round their inputs: then the exact mode differs
     codec_as_exported(model, component)                the codec's plan with the weights as stored; None: as they are
     stored_schemes(component)                          tensor group -> Scheme, as the manifest states them
+
+And where exporting takes minutes: TELLS_PROGRESS = True, and `export` takes `progress`, which is told each step.
 """
 
 from __future__ import annotations

@@ -23,10 +23,11 @@ from edgeomni.runtimes.onnxruntime.codec import OrtCodec
 from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
 from edgeomni.runtimes.onnxruntime.llm import OrtLanguageModel
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
+from edgeomni.runtimes.onnxruntime.static_codec import OrtStaticCodec
 from edgeomni.runtimes.torch import components_of
 
 OPENVINO = ["openvino"] if find_spec("openvino") else []
-ENGINES = ["torch", "ort", "portable", "llamacpp", *OPENVINO]
+ENGINES = ["torch", "ort", "portable", "tensorrt", "llamacpp", *OPENVINO]
 WITH_FAKE = [*ENGINES, "fake"]
 
 
@@ -36,6 +37,7 @@ def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
         "torch": components_of(model),
         "ort": exported(model, root / "ort", "ort"),
         "portable": exported(model, root / "portable", "portable"),
+        "tensorrt": exported_tensorrt(model, root / "tensorrt"),
         "llamacpp": Components(
             exported_gguf_part(model, "encoder", root / "gguf"),
             exported_gguf(model, root / "gguf"),
@@ -52,6 +54,16 @@ def exported(model: OmniModel, out: Path, flavour: str, threads: int = 1) -> Com
         return adapter(out, component, model.spec, SessionFactory(threads))
 
     return Components(opened("encoder", OrtEncoder), opened("llm", OrtLanguageModel), opened("codec", OrtCodec))
+
+
+def exported_tensorrt(model: OmniModel, out: Path, precision: str = "fp32", **options: Any) -> Components:
+    """The graphs that TensorRT builds from, on ONNX Runtime."""
+
+    def opened(name: str, adapter: Any) -> Any:
+        component = exporter_of("tensorrt").export(model, name, out, precision, options_of("tensorrt", options))
+        return adapter(out, component, model.spec, SessionFactory(1, half="free"))
+
+    return Components(opened("encoder", OrtEncoder), opened("llm", OrtLanguageModel), opened("codec", OrtStaticCodec))
 
 
 def exported_gguf(model: OmniModel, out: Path, precision: str = "fp32", **options: str) -> LlamaLanguageModel:

@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose
 from edgeomni.arrays import F32
 from edgeomni.bundle import Component
 from edgeomni.errors import EngineError, UsageError
-from edgeomni.exporters import options_of
+from edgeomni.exporters import exporter_of, options_of
 from edgeomni.exporters.gguf import codec as gguf_exporter
 from edgeomni.exporters.onnx import codec as codec_exporter
 from edgeomni.model.codec_reader import halved, read_plan
@@ -25,6 +25,7 @@ from edgeomni.runtimes.common.streaming_codec import StreamingCodec, noise_gener
 from edgeomni.runtimes.ggml.codec import GgmlCodec
 from edgeomni.runtimes.onnxruntime.codec import OrtCodec
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
+from edgeomni.runtimes.onnxruntime.static_codec import OrtStaticCodec
 from edgeomni.runtimes.torch.codec import TorchCodec
 from edgeomni.spec import CodecSpec
 
@@ -36,7 +37,7 @@ MIMI_VARIANTS: dict[str, dict[str, Any]] = {
     "mimi_dense_up": {"upsample_groups": 8, "attention_bias": True, "head_dim": 6},
 }
 CODECS = [*LAYOUTS, *MIMI_VARIANTS]
-ENGINES = ["torch", "ort", "portable", "ggml"]
+ENGINES = ["torch", "ort", "portable", "tensorrt", "ggml"]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,8 @@ def decoder_of(codec: Codec, spec: CodecSpec, engine: str, root: Path) -> Stream
         return TorchCodec(model_of(codec, spec))
     if engine == "ggml":
         return ggml_codec(codec, spec, root, "fp32")
+    if engine == "tensorrt":
+        return tensorrt_codec(codec, spec, root, "fp32")
     component = exported(codec, spec, root, flavour=engine)
     return OrtCodec(root, component, model_of(codec, spec).spec, SessionFactory(1))
 
@@ -72,6 +75,13 @@ def decoder_of(codec: Codec, spec: CodecSpec, engine: str, root: Path) -> Stream
 def model_of(codec: Codec, spec: CodecSpec) -> Any:
     spec_of = types.SimpleNamespace(codec=spec)
     return types.SimpleNamespace(codec=codec, spec=spec_of, provenance={}, licences={})
+
+
+def tensorrt_codec(codec: Codec, spec: CodecSpec, root: Path, precision: str) -> OrtStaticCodec:
+    """TensorRT's graph, whose states have fixed sizes, on ONNX Runtime."""
+    component = exporter_of("tensorrt").export(model_of(codec, spec), "codec", root, precision)
+    component.meta = json.loads(json.dumps(component.meta))
+    return OrtStaticCodec(root, component, model_of(codec, spec).spec, SessionFactory(1, half="free"))
 
 
 def ggml_codec(codec: Codec, spec: CodecSpec, root: Path, precision: str) -> GgmlCodec:

@@ -20,13 +20,13 @@ from edgeomni.tokens import frames_to_codes, undelay
 TASKS = {"aa": "AA", "at": "AT", "asr": "ASR", "ta": "TA", "tt": "TT", "two-row aa": "BATCH", "stream": "STREAM"}
 
 
-@pytest.fixture(scope="module", params=["torch", "ort", "portable", *OPENVINO])
+@pytest.fixture(scope="module", params=["torch", "ort", "portable", "tensorrt", *OPENVINO])
 def session(request: pytest.FixtureRequest, golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Session:
     if request.param == "torch":
         return Session.open(golden.path)
     out = tmp_path_factory.mktemp("parity") / request.param
-    if request.param == "openvino":
-        formats = {str(name): "openvino" for name in COMPONENTS}
+    if request.param in ("tensorrt", "openvino"):  # TensorRT's graphs, on ONNX Runtime
+        formats = {str(name): request.param for name in COMPONENTS}
         return Session.open(export_bundle(golden.path, out, precision="fp32", formats=formats))
     return Session.open(export_bundle(golden.path, out, precision="fp32", options={"onnx": {"flavour": request.param}}))
 

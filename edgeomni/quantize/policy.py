@@ -37,16 +37,19 @@ _CODEC_FLOATS = {"fp32": "fp32", "fp16": "fp16"} | dict.fromkeys(
 """The codec stays float. GGUF's kernels read half precision as it is, so that its precisions bring f16."""
 
 
-def component_precisions(precision: str) -> dict[str, str]:
-    """One precision for the whole model -> the precision of each component.
+_HALF_CODEC = ("tensorrt",)
 
-    The codec stays float, because integers gain it nothing. Whether a component's format offers the precision is for
+
+def component_precisions(precision: str, format: str = "onnx") -> dict[str, str]:
+    """One precision for the whole model -> the precision of each component in `format`.
+
+    The codec stays float, because integers gain it nothing; for GPUs, which compute half faster, in half. Whether a component's format offers the precision is for
     the format to say: names that only one format knows (q4_k_m) go to the encoder and the LLM as they are.
     """
     return {
         "encoder": _ENCODER_FLOOR.get(precision, precision),
         "llm": precision,
-        "codec": _CODEC_FLOATS.get(precision, "fp32"),
+        "codec": _CODEC_FLOATS.get(precision, "fp16" if format in _HALF_CODEC else "fp32"),
     }
 
 

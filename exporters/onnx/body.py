@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgeomni.arrays import F32
-from edgeomni.exporters.onnx.attention import Rope, attention_for
+from edgeomni.exporters.onnx.attention import CachedAttention, Rope, attention_for
 from edgeomni.exporters.onnx.graph import FLOAT, Graph
-from edgeomni.exporters.onnx.operators import operators_for
+from edgeomni.exporters.onnx.operators import Operators, operators_for
 from edgeomni.exporters.onnx.options import Flavour
 from edgeomni.exporters.onnx.weights import PackedWeights
 from edgeomni.spec import BodySpec
@@ -49,23 +49,28 @@ def build(stack: DecoderStack, flavour: Flavour) -> tuple[Graph, str]:
     [B, kv_heads, M, head_dim]. Outputs: hidden float [B, 1, D] (normed, last position), present_key.{l} /
     present_value.{l} (the caches; bind them to the past's buffers), and body_out where asked for.
     """
-    return _Builder(stack, flavour).build()
+    kind = attention_for(flavour, stack.body.head_dim)
+    operators = operators_for(flavour, stack.name, kind.opset)
+    return build_with(stack, operators, kind(operators.graph, stack.body, stack.rope)), kind.name
+
+
+def build_with(stack: DecoderStack, operators: Operators, attention: CachedAttention) -> Graph:
+    """As `build`, on the graph of `operators` and with the `attention` given, for formats that have their own."""
+    return _Builder(stack, operators, attention).build()
 
 
 class _Builder:
-    def __init__(self, stack: DecoderStack, flavour: Flavour) -> None:
-        attention = attention_for(flavour, stack.body.head_dim)
+    def __init__(self, stack: DecoderStack, operators: Operators, attention: CachedAttention) -> None:
         self.stack, self.body = stack, stack.body
-        self.operators = operators_for(flavour, stack.name, attention.opset)
-        self.graph = g = self.operators.graph
+        self.operators, self.attention = operators, attention
+        self.graph = g = operators.graph
         self.x = g.input("inputs_embeds", FLOAT, ["B", "S", stack.body.width])
         g.output("hidden", FLOAT, ["B", 1, stack.body.width])
         if stack.every_position:
             g.output("body_out", FLOAT, ["B", "S", stack.body.width])
-        self.attention = attention(g, stack.body, stack.rope)
-        self.attention.declare()
+        attention.declare()
 
-    def build(self) -> tuple[Graph, str]:
+    def build(self) -> Graph:
         layers = self.stack.layers
         gain, residual = self._gain("layers.0.input_layernorm"), self.x
         normed = self.operators.rms_norm(self.x, *gain, self.body.norm_eps)
@@ -77,7 +82,7 @@ class _Builder:
             self.graph.op("Identity", [residual], output="body_out")
             normed = self._last(normed)
         self.graph.op("Identity", [normed], output="hidden")
-        return self.graph, self.attention.name
+        return self.graph
 
     def _block(self, i: int, normed: str, residual: str, after: str, cut: bool) -> tuple[str, str]:
         """One block, and the norm that follows it. `cut` keeps only the last position once attention is done."""

@@ -32,7 +32,7 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, options:
     schemes = schemes_for("encoder", precision, options)
     if model.spec.adapter.kind == "linear":
         del schemes["adapter.linear"]  # it has but one layer, proj
-    builder = _Builder(operators_for(options.flavour, "encoder"), model.spec, PackedWeights.of(model, schemes))
+    builder = EncoderBuilder(operators_for(options.flavour, "encoder"), model.spec, PackedWeights.of(model, schemes))
     builder.build()
     files = builder.graph.save(out_dir / "encoder.onnx")
     path = files[0].relative_to(root).as_posix()
@@ -48,7 +48,7 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, options:
     )
 
 
-class _Builder:
+class EncoderBuilder:
     """Adds the encoder's layers to the graph of `operators`."""
 
     def __init__(self, operators: Operators, spec: OmniSpec, weights: PackedWeights) -> None:

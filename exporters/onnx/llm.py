@@ -38,10 +38,10 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, options:
         written = _head(f"{part}_head", rows, options.flavour).save(out_dir / f"{part}_head.onnx")
         graphs[f"{part}_head"] = written[0]
         tied = model.spec.tied and not (part == "audio" and model.spec.tts_layers)
-        table = _table_in(written[0], f"{part}_head", rows) if tied else None
+        table = table_in(written[0], f"{part}_head", rows) if tied else None
         if table is None:
             rows = quantize(embedding_rows(model, part), schemes["embedding"])
-            table, path = _table_file(out_dir / f"embedding_{part}.bin", rows)
+            table, path = table_file(out_dir / f"embedding_{part}.bin", rows)
             written.append(path)
         tables[part] = {**table, "file": (out_dir / table["file"]).relative_to(root).as_posix()}
         files += written
@@ -92,7 +92,7 @@ def _head(name: str, rows: Packed, flavour: Flavour) -> Graph:
     return g
 
 
-def _table_in(path: Path, name: str, rows: Packed) -> dict[str, Any] | None:
+def table_in(path: Path, name: str, rows: Packed) -> dict[str, Any] | None:
     """Where a head's rows lie in its external data file; None where the head is too small to have one."""
     tensors = {t.name: t for t in onnx.load(path, load_external_data=False).graph.initializer}
     parts = [f"{name}.codes", f"{name}.scales"] if rows.scales is not None else [f"{name}.codes"]
@@ -112,7 +112,7 @@ def _table_in(path: Path, name: str, rows: Packed) -> dict[str, Any] | None:
     return _table(location, rows, places)
 
 
-def _table_file(path: Path, rows: Packed) -> tuple[dict[str, Any], Path]:
+def table_file(path: Path, rows: Packed) -> tuple[dict[str, Any], Path]:
     """Writes rows that no head shares into a file of their own."""
     arrays = [rows.data] if rows.scales is None else [rows.data, rows.scales]
     places, offset = [], 0

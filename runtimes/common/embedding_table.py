@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
 from edgeomni.errors import BundleError, EngineError, UsageError
+from edgeomni.quantize import tensorrt_kinds  # makes the kinds known  # noqa: F401
 from edgeomni.quantize.schemes import Packed, dequantize, parse
 
 _DTYPES = {"float": np.float32, "float16": np.float16, "uint8": np.uint8, "int8": np.uint8, "int4": np.uint8}
+_SCALES = {"float": np.float32, "float16": np.float16}
 _AT_ONCE = 64
 """Rows read before the pages around them are given back."""
 
@@ -34,7 +36,8 @@ class RowTable:
             self._codes = _view(raw, table["codes"]["offset"], _DTYPES[dtype], self.rows, self._row_items())
             self._scales = None
             if "scales" in table:
-                self._scales = _view(raw, table["scales"]["offset"], np.float32, self.rows, self._blocks())
+                scales = _SCALES[table["scales"]["dtype"]]
+                self._scales = _view(raw, table["scales"]["offset"], scales, self.rows, self._blocks())
         except (KeyError, TypeError, ValueError, OSError, UsageError) as exc:
             raise BundleError(f"{root}: an embedding table cannot be read ({exc}); export again") from exc
         self._touched = 0
@@ -53,7 +56,7 @@ class RowTable:
 
     def _read(self, ids: NDArray[np.integer[Any]]) -> F32:
         codes = self._codes[ids]
-        scales = None if self._scales is None else self._scales[ids]
+        scales = None if self._scales is None else self._scales[ids].astype(np.float32, copy=False)
         self._release(len(ids))
         if scales is None:
             floats: F32 = codes.astype(np.float32, copy=False)

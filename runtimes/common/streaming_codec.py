@@ -12,12 +12,10 @@ import numpy as np
 from edgeomni.arrays import F32, I64
 from edgeomni.errors import EngineError
 from edgeomni.spec import CodecSpec
+from edgeomni.static_codec import piece_frames
 
 KeptT = TypeVar("KeptT")
 """What the engine keeps of a stream between two pushes."""
-_PIECE_SAMPLES = 8192
-"""Longer pushes are run in pieces of about this many samples: the layers' signals then stay in the cache, which
-halves the time of a long answer's offline decode, and memory stays bounded."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +126,13 @@ class StreamingCodec(ABC, Generic[KeptT]):
         return ready
 
     def _pieces(self, codes: Sequence[I64], started: bool) -> list[list[I64]]:
-        """The codes cut into whole attention windows, of _PIECE_SAMPLES together where they are smaller."""
-        per_level, multiple = self.spec.ids_per_level, self.push_multiple
-        piece = max(1, _PIECE_SAMPLES // self.spec.frame_samples // multiple) * multiple
+        """The codes cut into pieces of whole attention windows.
+
+        The layers' signals then stay in the cache, which halves the time of a long answer's offline decode, and memory
+        stays bounded.
+        """
+        per_level = self.spec.ids_per_level
+        piece = piece_frames(self.spec, self.push_multiple)
         first = piece if started else max(piece, self.first_push)
         edges = [0, *range(first, len(codes[0]) // per_level[0], piece)]
         bounds = zip(edges, [*edges[1:], None], strict=True)
@@ -149,7 +151,7 @@ class StreamingCodec(ABC, Generic[KeptT]):
         if not state.generators:
             return None
         counts = [
-            state.pushed * scale - (0 if last else lag) - max(0, before * scale - lag)
+            max(0, state.pushed * scale - (0 if last else lag)) - max(0, before * scale - lag)
             for scale, lag in self.timing.noise
         ]
         return [g.standard_normal(n, np.float32) for g, n in zip(state.generators, counts, strict=True)]

@@ -1,5 +1,7 @@
 """ONNX Runtime: the encoder, the LLM and the codec decoder of ONNX bundles, on the CPU or a CUDA device.
 
+It also runs the graphs of TensorRT bundles: the gate judges them so, and so they run where TensorRT cannot.
+
 See edgeomni/runtimes/__init__.py for what these functions promise. ONNX Runtime itself is imported when one of them is
 called.
 """
@@ -7,11 +9,14 @@ called.
 from __future__ import annotations
 
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeomni.bundle import Bundle
 from edgeomni.components import OpenOptions
 from edgeomni.engines import ENGINES
+
+if TYPE_CHECKING:
+    from edgeomni.runtimes.onnxruntime.sessions import HalfMode
 
 
 def open_component(bundle: Bundle, name: str, options: OpenOptions) -> Any:
@@ -34,6 +39,15 @@ def wrong_kernels(bundle: Bundle, name: str) -> int | None:
     return kernel_check.wrong_kernels(bundle, bundle.manifest.components[name])
 
 
+def problem(device: str) -> str:
+    """Why ONNX Runtime cannot compute on that device here, and what to do; "" where it can."""
+    try:
+        from edgeomni.runtimes.onnxruntime import providers
+    except ImportError as exc:
+        return f"onnxruntime is not installed or cannot be loaded ({exc}); {ENGINES['onnxruntime'].install}"
+    return providers.problem(device)
+
+
 def version() -> str:
     """The version of the installed ONNX Runtime."""
     for distribution in ENGINES["onnxruntime"].distributions:
@@ -49,11 +63,23 @@ def _open(bundle: Bundle, name: str, options: OpenOptions, *, exact: bool) -> An
     from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
     from edgeomni.runtimes.onnxruntime.llm import OrtLanguageModel
     from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
+    from edgeomni.runtimes.onnxruntime.static_codec import OrtStaticCodec
 
     component = bundle.manifest.components[name]
     graphs = [bundle.file(component.graphs[role].path) for role in ("body", "tts") if role in component.graphs]
     sessions = SessionFactory(
-        options.threads, options.device, exact=graphs if exact else (), side_by_side=options.side_by_side
+        options.threads,
+        options.device,
+        exact=graphs if exact else (),
+        side_by_side=options.side_by_side,
+        half=_half_mode(options, exact=exact) if component.format == "tensorrt" else None,
     )
-    adapters: dict[str, Any] = {"encoder": OrtEncoder, "llm": OrtLanguageModel, "codec": OrtCodec}
+    codec = OrtStaticCodec if component.format == "tensorrt" else OrtCodec
+    adapters: dict[str, Any] = {"encoder": OrtEncoder, "llm": OrtLanguageModel, "codec": codec}
     return adapters[name](bundle.path, component, bundle.spec, sessions)
+
+
+def _half_mode(options: OpenOptions, *, exact: bool) -> HalfMode:
+    if exact:
+        return "widened"
+    return "rounding" if options.as_on_target else "free"

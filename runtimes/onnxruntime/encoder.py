@@ -19,7 +19,7 @@ class OrtEncoder:
 
     def __init__(self, bundle_path: Path, component: Component, spec: OmniSpec, sessions: SessionFactory) -> None:
         self._spec = spec
-        dynamic = component.meta["flavour"] == "ort" and "int8_dynamic" in component.scheme.values()
+        dynamic = component.meta.get("flavour") == "ort" and "int8_dynamic" in component.scheme.values()
         self._session = sessions.open(bundle_path / component.graphs["encoder"].path, dynamic=dynamic)
         self._cuts = "wanted" in {i.name for i in self._session.get_inputs()}
 

@@ -10,12 +10,16 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
+from edgeomni.runtimes.onnxruntime.captured import Recorded, not_recorded
 from edgeomni.spec import BodySpec
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """body.onnx or tts.onnx; `attention` ("gqa" or "scatter") says which position inputs it has."""
+    """body.onnx or tts.onnx; `attention` ("gqa", "scatter" or "static") says which position inputs it has.
+
+    `kv`: the type of keys and values.
+    """
 
     session: Any
     attention: str
@@ -24,6 +28,9 @@ class Stack:
     device: str
     puts_out_body: bool = False
     """Has the output body_out: the body of a model with a TTS adapter."""
+    kv: type[np.floating[Any]] = np.float32
+    records: bool = False
+    """Its session records CUDA graphs of single frames (captured.py)."""
 
 
 class Buffers:
@@ -36,7 +43,7 @@ class Buffers:
         self.stack, self.rows, self.frames = stack, rows, frames
         shape = (rows, stack.body.kv_heads, frames, stack.body.head_dim)
         self.names = [f"{part}.{i}" for i in range(stack.layers) for part in ("key", "value")]
-        self.arrays = [_allocate(shape, stack.device) for _ in self.names]
+        self.arrays = [_allocate(shape, stack) for _ in self.names]
         self._bindings: dict[int, _Binding] = {}
 
     def run(self, embeds: F32, past: int, options: ort.RunOptions | None = None) -> tuple[F32, F32 | None]:
@@ -70,21 +77,38 @@ class _Binding:
         self._stack, self._rows = buffers.stack, rows
         self._io = self._stack.session.io_binding()
         shape = (rows, self._stack.body.kv_heads, buffers.frames, self._stack.body.head_dim)
-        for name, array in zip(buffers.names, buffers.arrays, strict=True):
-            place = (self._stack.device, 0, np.float32, shape, _address(array))
-            self._io.bind_input(f"past_{name}", *place)
-            self._io.bind_output(f"present_{name}", *place)
+        self._shape, self._caches = shape, dict(zip(buffers.names, buffers.arrays, strict=True))
+        self._bind_cache(self._io)
         self._one = _Step(self._stack, rows, 1)
         self._bound: _Step | None = None
+        self._recorded: Recorded | None = None
+        if self._stack.records:
+            ports = self._one.inputs, self._one.outputs
+            self._recorded = Recorded(self._stack.session, self._stack.device, *ports, self._bind_cache)
+
+    def _bind_cache(self, io: Any) -> None:
+        for name, array in self._caches.items():
+            place = (self._stack.device, 0, self._stack.kv, self._shape, _address(array))
+            io.bind_input(f"past_{name}", *place)
+            io.bind_output(f"present_{name}", *place)
 
     def run(self, embeds: F32, past: int, options: ort.RunOptions | None) -> tuple[F32, F32 | None]:
         step = self._one if embeds.shape[1] == 1 else _Step(self._stack, self._rows, embeds.shape[1])
         step.fill(embeds, past)
+        if step is self._one and self._recorded is not None and not self._recorded.failed:
+            found = self._recorded.run(step.inputs, options, lambda: self._computed(step, None))
+            return found["hidden"][:, 0].copy(), found.get("body_out")
+        found = self._computed(step, options)
+        return found["hidden"][:, 0].copy(), step.body_out()
+
+    def _computed(self, step: _Step, options: ort.RunOptions | None) -> dict[str, NDArray[Any]]:
+        if self._stack.records:
+            options = not_recorded(options)
         if self._bound is not step or self._stack.device != "cpu":  # a GPU copies its inputs when they are bound
             step.bind(self._io)
             self._bound = step
         self._stack.session.run_with_iobinding(self._io, options)
-        return step.outputs["hidden"][:, 0].copy(), step.body_out()
+        return step.outputs
 
 
 class _Step:
@@ -99,7 +123,8 @@ class _Step:
         else:
             self.inputs["position_ids"] = np.zeros((rows, frames), np.int64)
             self.inputs["write_indices"] = np.zeros(rows, np.int64)
-            self.inputs["nonpad_kv_seqlen"] = np.zeros(rows, np.int64)
+            if stack.attention == "scatter":
+                self.inputs["nonpad_kv_seqlen"] = np.zeros(rows, np.int64)
         self.outputs = {"hidden": np.zeros((rows, 1, width), np.float32)}
         if stack.puts_out_body:
             self.outputs["body_out"] = np.zeros((rows, frames, width), np.float32)
@@ -113,7 +138,8 @@ class _Step:
         else:
             self.inputs["position_ids"][:] = np.arange(past, total)
             self.inputs["write_indices"].fill(past)
-            self.inputs["nonpad_kv_seqlen"].fill(total)
+            if "nonpad_kv_seqlen" in self.inputs:
+                self.inputs["nonpad_kv_seqlen"].fill(total)
 
     def bind(self, io: Any) -> None:
         for name, array in self.inputs.items():
@@ -125,9 +151,15 @@ class _Step:
         return self.outputs["body_out"].copy() if "body_out" in self.outputs else None
 
 
-def _allocate(shape: tuple[int, ...], device: str) -> Any:
-    zeros = np.zeros(shape, np.float32)
-    return zeros if device == "cpu" else ort.OrtValue.ortvalue_from_numpy(zeros, device, 0)
+def cache_type(session: Any) -> type[np.floating[Any]]:
+    """What a body's graph holds keys and values in."""
+    kinds = {i.name: i.type for i in session.get_inputs()}
+    return np.float16 if kinds.get("past_key.0") == "tensor(float16)" else np.float32
+
+
+def _allocate(shape: tuple[int, ...], stack: Stack) -> Any:
+    zeros = np.zeros(shape, stack.kv)
+    return zeros if stack.device == "cpu" else ort.OrtValue.ortvalue_from_numpy(zeros, stack.device, 0)
 
 
 def _address(array: Any) -> int:

@@ -19,7 +19,8 @@ from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
 from edgeomni.runtimes.common.frame_embedding import FrameEmbedding
 from edgeomni.runtimes.common.parallel_heads import ParallelHeads
-from edgeomni.runtimes.onnxruntime.kv_cache import Buffers, Stack
+from edgeomni.runtimes.onnxruntime import captured
+from edgeomni.runtimes.onnxruntime.kv_cache import Buffers, Stack, cache_type
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, interruptible, translated
 from edgeomni.spec import OmniSpec
 
@@ -56,12 +57,26 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
     def __init__(self, path: Path, component: Component, spec: OmniSpec, sessions: SessionFactory) -> None:
         self._spec, self._context = spec, int(component.meta["context"])
         order = sorted(component.graphs, key=lambda role: not role.endswith("head"))
+        kind = component.meta.get("attention", "static")
+        records = captured.wanted(sessions.device, kind)
         # Heads first: while a weight is packed it is in memory twice, and theirs are the largest.
-        graphs = {role: sessions.open(path / component.graphs[role].path) for role in order}
+        graphs = {
+            role: sessions.open(path / component.graphs[role].path, records=records and not role.endswith("head"))
+            for role in order
+        }
         self._text_head, self._audio_head = graphs["text_head"], graphs["audio_head"]
-        kind = component.meta["attention"]
+        self._fixed = kind == "static"
         self._stacks = tuple(
-            Stack(graphs[role], kind, spec.body, layers, sessions.device, role == "body" and "tts" in graphs)
+            Stack(
+                graphs[role],
+                kind,
+                spec.body,
+                layers,
+                sessions.memory,
+                puts_out_body=role == "body" and "tts" in graphs,
+                kv=cache_type(graphs[role]),
+                records=records,
+            )
             for role, layers in (("body", spec.body.layers), ("tts", spec.tts_layers))
             if role in graphs
         )
@@ -72,7 +87,8 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
         """An empty state, its buffers reused from an earlier turn where they are large enough."""
         if not 1 <= max_frames <= self._context:
             raise EngineError(f"max_frames {max_frames}: this export holds 1 to {self._context} frames")
-        buffers = self._reused(rows, max_frames) or self._allocated(rows, max_frames)
+        room = self._context if self._fixed else max_frames  # TensorRT's graphs have caches of one size
+        buffers = self._reused(rows, room) or self._allocated(rows, room)
         state = OrtState(buffers, max_frames, rows)
         weakref.finalize(state, self._spare.append, buffers).atexit = False
         return state
