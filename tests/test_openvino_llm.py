@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_onnx_llm import BODIES, hold_dequantized, make, random_features, random_ids, torch_logits, walk
+from test_onnx_llm import BODIES, SIZES, hold_dequantized, make, random_features, random_ids, torch_logits, walk
+from transformers import Qwen2Config
 
 if find_spec("openvino") is None:
     pytest.skip("OpenVINO is not installed", allow_module_level=True)
@@ -18,13 +19,14 @@ from edgeomni.bundle import Bundle, Component, Manifest
 from edgeomni.errors import EngineError, UsageError
 from edgeomni.exporters import exporter_of, options_of
 from edgeomni.exporters.openvino import files
+from edgeomni.exporters.openvino.graph import Graph
 from edgeomni.exporters.openvino.precisions import fitted, schemes_for
 from edgeomni.model.omni import OmniModel
 from edgeomni.quantize.schemes import Scheme, dequantize, parse, quantize
 from edgeomni.runtimes.common.embedding_table import RowTable
 from edgeomni.runtimes.openvino.kernel_check import wrong_kernels
 from edgeomni.runtimes.openvino.llm import OvLanguageModel
-from edgeomni.runtimes.openvino.models import ModelFactory
+from edgeomni.runtimes.openvino.models import ModelFactory, core
 
 CUTS = [30, *range(35, 41)]
 
@@ -57,6 +59,32 @@ def test_a_float_export_is_the_torch_model(name: str, tiny_model: OmniModel, tmp
     for at, ours_text, ours_audio in walk(llm, ids, features, CUTS):  # type: ignore[arg-type]
         np.testing.assert_allclose(ours_text, text[at], atol=1e-4)
         np.testing.assert_allclose(ours_audio, audio[at], atol=1e-4)
+
+
+@pytest.mark.parametrize(("count", "heads"), [(1, 4), (2, 4), (3, 12)])
+def test_each_key_serves_the_queries_of_its_group(count: int, heads: int) -> None:
+    """By itself, because OpenVINO's CPU plugin does it in its own way where attention follows."""
+    graph = Graph("group")
+    x = graph.input("x", np.float32, [-1, count, -1, 8])
+    graph.output("y", graph.repeated(x, count, heads, 8))
+    keys = np.random.default_rng(0).standard_normal((2, count, 5, 8)).astype(np.float32)
+    np.testing.assert_array_equal(
+        core().compile_model(graph.model(), "CPU")([keys])[0], np.repeat(keys, heads // count, axis=1)
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_queries_that_share_keys_all_or_none(
+    kv_heads: int, tiny_model: OmniModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bodies above have four query heads and two of keys."""
+    monkeypatch.setitem(BODIES, "other", (Qwen2Config(**{**SIZES, "num_key_value_heads": kv_heads}), {}))
+    model, _ = make("other", tiny_model)
+    llm, _ = exported(model, tmp_path, "fp32")
+    ids = random_ids(model, 6)
+    text, _ = torch_logits(model, ids)
+    hidden = llm.forward(ids, (), llm.start(1, 6))
+    np.testing.assert_allclose(llm.text_logits(hidden, 0), text[-1], atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])

@@ -122,16 +122,9 @@ class _Builder:
     def _attention(self, q: Value, k: Value, v: Value) -> Value:
         g, body = self.graph, self.body
         if body.heads != body.kv_heads:
-            k, v = self._repeated(k), self._repeated(v)
+            k, v = (g.repeated(part, body.kv_heads, body.heads, body.head_dim) for part in (k, v))
         attended = ops.scaled_dot_product_attention(q, k, v, self.mask)
         return g.joined(attended, body.heads * body.head_dim)
-
-    def _repeated(self, x: Value) -> Value:
-        """[B, kv_heads, T, head_dim] -> [B, heads, T, head_dim]: each key or value for the queries of its group."""
-        g, body = self.graph, self.body
-        group = np.array([1, 1, body.heads // body.kv_heads, 1, 1], np.int64)
-        spread = ops.broadcast(ops.unsqueeze(x, g.ints(2)), g.const(group, "group"), broadcast_spec="BIDIRECTIONAL")
-        return ops.reshape(spread, g.ints(0, body.heads, -1, body.head_dim), True)
 
     def _linear(self, x: Value, name: str) -> Value:
         full = f"{self.stack.name}.{name}"

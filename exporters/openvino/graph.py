@@ -108,6 +108,15 @@ class Graph:
         """[B, count, S, head_dim] -> [B, S, width]."""
         return ops.reshape(ops.transpose(x, self.ints(0, 2, 1, 3)), self.ints(0, 0, width), True)
 
+    def repeated(self, x: Value, count: int, heads: int, head_dim: int) -> Value:
+        """[B, count, S, head_dim] -> [B, heads, S, head_dim]: each key or value for the queries of its group.
+
+        In the form that OpenVINO's CPU plugin recognises before attention, where it then does not carry it out.
+        """
+        group = self.const(np.array([1, 1, heads // count, 1, 1], np.int64), "group")
+        spread = ops.broadcast(ops.unsqueeze(x, self.ints(2)), group, broadcast_spec="BIDIRECTIONAL")
+        return ops.reshape(spread, self.ints(0, heads, -1, head_dim), True)
+
     def split(self, x: Value, sizes: Sequence[int], axis: int) -> Sequence[Value]:
         """x cut along an axis into parts of these sizes."""
         return ops.variadic_split(x, self.number_int(axis), self.ints(*sizes)).outputs()

@@ -37,12 +37,10 @@ def wrong_kernels(bundle: Bundle, name: str) -> int | None:
 def problem(device: str) -> str:
     """Why OpenVINO cannot compute on that device here, and what to do; "" where it can."""
     try:
-        from edgeomni.runtimes.openvino.models import ModelFactory
-
-        ModelFactory(device=device)
-    except EngineError as exc:
+        from edgeomni.runtimes.openvino import models
+    except EngineError as exc:  # it is not installed
         return str(exc)
-    return ""
+    return models.problem(device)
 
 
 def version() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeomni.engines import ENGINES
 from edgeomni.errors import EngineError
 from edgeomni.hardware import check_threads
 from edgeomni.interrupt import Interrupt, Interrupted
@@ -172,16 +173,25 @@ def _properties(device: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return properties if device == "CPU" else {**properties, "CACHE_DIR": str(cache_directory())}
 
 
+def problem(device: str) -> str:
+    """Why OpenVINO cannot compute on a device ("cpu", "gpu", "npu", "auto") here, and what to do; "" where it can."""
+    if device not in _DEVICES:
+        return f"openvino: unknown device {device!r}; known are {', '.join(_DEVICES)}"
+    wanted, there = _DEVICES[device], core().available_devices
+    if not there:
+        return f"OpenVINO {version()} finds no device here, not even a CPU; {ENGINES['openvino'].install}"
+    if wanted == "AUTO" or any(found.partition(".")[0] == wanted for found in there):
+        return ""
+    return (
+        f"OpenVINO {version()} finds no {wanted} here (it finds {', '.join(there)}); install the driver of Intel's "
+        f"{wanted}, or use --device cpu"
+    )
+
+
 def _device(name: str) -> str:
-    if name not in _DEVICES:
-        raise EngineError(f"openvino: unknown device {name!r}; known are {', '.join(_DEVICES)}")
-    wanted, there = _DEVICES[name], core().available_devices
-    if wanted != "AUTO" and not any(found.partition(".")[0] == wanted for found in there):
-        raise EngineError(
-            f"OpenVINO {version()} finds no {wanted} here (it finds {', '.join(there) or 'none'}); install the "
-            f"driver of Intel's {wanted}, or use --device cpu"
-        )
-    return wanted
+    if said := problem(name):
+        raise EngineError(said)
+    return _DEVICES[name]
 
 
 def version() -> str:
