@@ -153,6 +153,16 @@ def test_too_little_memory_is_told_and_gives_everything_back(tiny: Bundle, memor
     assert cuda.leaks() == []
 
 
+def test_an_integrated_gpu_is_asked_for_memory_and_not_about_it(tiny: Bundle) -> None:
+    """What a Jetson calls free leaves out what the system would free; the allocation itself tells."""
+    cuda = Recorder(memory=1 << 21)
+    cuda.integrated = True
+    with machine(cuda) as recorded, pytest.raises(EngineUnavailable, match="GPU memory cannot be had") as caught:
+        recorded.open(tiny, "llm")
+    assert caught.value.kind == "memory" and "cudaMemGetInfo" not in cuda.calls
+    assert cuda.leaks() == []
+
+
 def test_memory_that_cannot_be_pinned(tiny: Bundle, cuda: Recorder) -> None:
     cuda.failing["cudaHostAlloc"] = cudaError_t.cudaErrorMemoryAllocation
     with machine(cuda) as recorded:

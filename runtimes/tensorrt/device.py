@@ -23,12 +23,15 @@ _log = logging.getLogger("edgeomni")
 
 @dataclass(frozen=True)
 class Facts:
-    """What an engine must have been made for. `driver` is the newest CUDA version that the driver serves, as 12060."""
+    """What an engine must have been made for. `driver` is the newest CUDA version that the driver serves, as 12060.
+
+    An `integrated` GPU (Jetson) shares the system's memory.
+    """
 
     name: str
     sm: str
     driver: int
-    memory: int
+    integrated: bool = False
 
 
 class Device:
@@ -53,8 +56,10 @@ class Device:
         """The stream's handle, as TensorRT takes it."""
         return int(self._stream)
 
-    def free_memory(self) -> int:
-        """Bytes that can be allocated now. A Jetson shares them with everything else that runs."""
+    def free_memory(self) -> int | None:
+        """Bytes that can be allocated now; None where the system could free more, since it holds files in them."""
+        if self.facts.integrated:
+            return None
         free, _ = self._call("cudaMemGetInfo")
         return int(free)
 
@@ -190,7 +195,7 @@ class Device:
         (driver,) = self._call("cudaDriverGetVersion")
         name = properties.name.decode(errors="replace") if isinstance(properties.name, bytes) else properties.name
         sm = f"sm_{properties.major}{properties.minor}"
-        return Facts(name.strip("\0 "), sm, int(driver), int(properties.totalGlobalMem))
+        return Facts(name.strip("\0 "), sm, int(driver), bool(properties.integrated))
 
 
 class Graph:
