@@ -45,7 +45,9 @@ class Engine:
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine("onnxruntime", "onnxruntime", ("onnx", "tensorrt"), ("cpu", "cuda"), "", ("onnxruntime", "onnxruntime-gpu")),
+        Engine(
+            "onnxruntime", "onnxruntime", ("onnx", "tensorrt"), ("cpu", "cuda"), "", ("onnxruntime", "onnxruntime-gpu")
+        ),
         Engine("llama.cpp", "llamacpp", ("gguf",), ("cpu", "cuda"), "gguf", ("llama-cpp-python",)),
         Engine("torch", "torch", (CHECKPOINT,), ("cpu", "cuda"), "export", ("torch",)),
     )

@@ -11,6 +11,7 @@ import re
 import resource
 import sys
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,8 @@ def _peak_bytes() -> int:
 
 def _be_the_first_to_go() -> None:
     """Where memory runs out, the system ends this process before any other."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError:
-        pass
 
 
 def _build(trt: Any, request: dict[str, Any]) -> None:

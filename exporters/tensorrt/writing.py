@@ -89,8 +89,8 @@ def _engines(
     here = built_anywhere(options.targets)
     if elsewhere := [name for name in options.targets if name not in here]:
         _log.warning(
-            "no TensorRT package builds for %s without that GPU: the bundle holds verified graphs and the recipe, and the "
-            "first run there builds the engines",
+            "no TensorRT package builds for %s without that GPU: the bundle holds verified graphs and the recipe, and "
+            "the first run there builds the engines",
             ", ".join(f"{name} ({TARGETS[name].examples})" for name in elsewhere),
         )
     entries, files = list[dict[str, Any]](), list[Path]()

@@ -31,8 +31,8 @@ _LOAD_REMEDY = (
 SPIN_US = 20
 """Microseconds: frames of an LLM alone take as long as without a limit, those beside a codec take a fifth less."""
 HalfMode = Literal["free", "rounding", "widened"]
-"""free: as ONNX Runtime likes, which on a CPU is float32 between the weights. rounding: wherever a GPU would. widened: in
-float32, caches included. The last two need the package onnx, and are for the gate."""
+"""free: as ONNX Runtime likes, which on a CPU is float32 between the weights. rounding: wherever a GPU would. widened:
+in float32, caches included. The last two need the package onnx, and are for the gate."""
 _QUIET = 3
 """ONNX Runtime's log level for errors only."""
 
@@ -66,9 +66,7 @@ class SessionFactory:
 
     def with_threads(self, threads: int) -> SessionFactory:
         """The same, but for the number of threads."""
-        return SessionFactory(
-            threads, self.device, exact=self._exact, side_by_side=self._side_by_side, half=self._half
-        )
+        return SessionFactory(threads, self.device, exact=self._exact, side_by_side=self._side_by_side, half=self._half)
 
     def open(self, path: Path, *, dynamic: bool = False) -> ort.InferenceSession:
         """A session on the graph at `path`; `dynamic`: with DynamicQuantizeMatMul. Raises EngineError with the file.
