@@ -8,6 +8,7 @@
     ├── ExportError       an export that could not be written
     ├── GateError         a quality or latency gate was missed             (exit 3)
     ├── EngineError       an engine is missing or failed; says what to install
+    │   └── EngineUnavailable   it cannot even be opened here: another one may (`--engine auto`)
     ├── AudioError        audio that cannot be used as a question
     │   └── SilenceError  audio in which nothing is heard
     ├── PromptError       a prompt that does not fit the model
@@ -19,6 +20,12 @@ Messages say what was wrong, with the value, and what to do next.
 """
 
 from __future__ import annotations
+
+from typing import Literal
+
+WhyUnavailable = Literal["package", "device", "target", "version", "damaged", "memory", "graph", "strict"]
+"""Not installed; no such device here; built for another device; by another version; files cut or altered; too little
+memory; a graph that the engine refuses; the one wanted cannot be opened, and no other one was allowed."""
 
 
 class EdgeOmniError(Exception):
@@ -53,6 +60,17 @@ class GateError(EdgeOmniError):
 
 class EngineError(EdgeOmniError):
     pass
+
+
+class EngineUnavailable(EngineError):
+    """An engine that cannot run here what it is asked to, found out before anything was answered.
+
+    `kind` says why in one word, for programs; the message says it for people, and what to do.
+    """
+
+    def __init__(self, kind: WhyUnavailable, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class AudioError(EdgeOmniError):

@@ -107,6 +107,7 @@ def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, 
     formats = profile.choices() if profile and not how["precision"] else dict.fromkeys(COMPONENTS, how["target"])
     formats.update({name: how[name] for name in COMPONENTS if how[name]})
     own = {"onnx": {k: how[k] for k in ("flavour", "block")}, "gguf": {k: how[k] for k in ("heads", "imatrix")}}
+    own["openvino"] = {"block": how["block"]}
     own["tensorrt"] = {"target": how["gpus"] or "", "cache": how["cache"], "block": how["block"]}
     choices(precision, formats, own)
     gate = GateOptions(dict(parse_limit(text) for text in how["gate"]), enforce=not how["no_gate"])

@@ -1,0 +1,76 @@
+"""Encoder on TensorRT: log-mel in, LLM-width features out, one engine with the adapter inside."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgeomni.arrays import F32
+from edgeomni.errors import EngineError
+from edgeomni.interrupt import Interrupt
+from edgeomni.runtimes.tensorrt.engine import Shape
+from edgeomni.runtimes.tensorrt.memory import Block
+from edgeomni.runtimes.tensorrt.opening import Engines
+from edgeomni.spec import OmniSpec
+
+
+class TrtEncoder:
+    """Fulfils components.Encoder. Calls of several threads come one after another."""
+
+    def __init__(self, spec: OmniSpec, engines: Engines) -> None:
+        self._spec, self._engines, self._device = spec, engines, engines.device
+        with engines.opening():
+            engine = engines.open("encoder")
+            n_mels, most = spec.front_end.n_mels, 2 * spec.encoder.context
+            engine.need_shapes({"mel": (1, n_mels, -1), "features": (1, -1, spec.body.width)})
+            self._most = engine.most("mel", 2, {"mel": (1, n_mels, -1)})
+            if self._most != most:
+                raise EngineError(f"encoder: the engine takes {self._most} mel frames, not {most}; export again")
+            self._varies = -1 in engine.tensors["mel"].shape
+            arena, tensors = engines.arena, engine.tensors
+            self._mel = Block(arena, {"mel": ((1, n_mels, most), tensors["mel"].raw)})
+            shape = (1, most // 2, spec.body.width)
+            self._features = Block(arena, {"features": (shape, tensors["features"].raw)})
+            shapes: dict[str, Shape] = {"mel": (1, n_mels, most)} if self._varies else {}
+            self._context = engine.context(arena, engines.scratch(), shapes, fixed=not self._varies)
+            self._context.bind("mel", self._mel.address("mel"))
+            self._context.bind("features", self._features.address("features"))
+            self._run(np.zeros((n_mels, most), np.float32), 0)  # so that no question waits for preparations
+
+    def encode(self, mel: F32, wanted: int | None = None, interrupt: Interrupt | None = None) -> F32:
+        """Log-mel [n_mels, t] (t even) -> the first `wanted` features [wanted or t // 2, D].
+
+        An interrupt is seen before the run, which is not stopped. Raises EngineError for another shape.
+        """
+        n_mels, frames = self._spec.front_end.n_mels, mel.shape[-1]
+        if mel.ndim != 2 or len(mel) != n_mels or not 2 <= frames <= self._most or frames % 2:
+            raise EngineError(
+                f"the encoder takes log-mel [{n_mels}, t] with t even, 2 to {self._most}, not {list(mel.shape)}; "
+                "split the audio"
+            )
+        if not self._varies and frames != self._most:
+            raise EngineError(f"this engine takes windows of {self._most} mel frames alone, not {frames}; export again")
+        wanted = min(wanted or frames // 2, frames // 2)
+        if interrupt is not None:
+            interrupt.check()
+        with self._device.lock:
+            return self._run(mel, wanted)
+
+    def close(self) -> None:
+        """Frees the engine."""
+        with self._device.lock:
+            self._engines.close()
+
+    def _run(self, mel: F32, wanted: int) -> F32:
+        if self._engines.closed:
+            raise EngineError("this encoder is closed; open it again")
+        device, frames, width = self._device, mel.shape[1], self._spec.body.width
+        device.synchronize()
+        self._mel.host["mel"].reshape(-1)[: mel.size] = mel.reshape(-1)
+        self._mel.upload()
+        if self._varies:
+            self._context.reshape("mel", (1, len(mel), frames))
+        self._context.enqueue()
+        self._features.download()
+        device.synchronize()
+        given = self._features.host["features"].reshape(-1)[: frames // 2 * width]
+        return given.reshape(frames // 2, width)[:wanted].astype(np.float32)
