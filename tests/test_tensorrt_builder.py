@@ -111,7 +111,7 @@ def child(monkeypatch: pytest.MonkeyPatch) -> Any:
         def popen(command: list[str], **how: Any) -> Any:
             return start([sys.executable, "-c", code, command[-1]], **how)
 
-        monkeypatch.setattr(tensorrt_builder.subprocess, "Popen", popen)
+        monkeypatch.setattr("edgeomni.tensorrt_builder.subprocess.Popen", popen)
 
     return instead
 

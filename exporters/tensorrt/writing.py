@@ -70,7 +70,7 @@ def _tables(
     """Where the embedding's rows are: in a head's data where both share them, else in a file of their own."""
     from edgeomni.exporters.tensorrt.llm import table_rows
 
-    tables, files = {}, list[Path]()
+    tables, files = dict[str, dict[str, Any]](), list[Path]()
     for part in PARTS:
         rows, shared = table_rows(model, part, parts.schemes)
         head = paths[f"{part}_head"]
