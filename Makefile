@@ -10,7 +10,7 @@ WORK   ?= build/pythons
 .DEFAULT_GOAL := test
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 1
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt | links
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" \
-		$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,synth,gguf,dev]"
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,synth,gguf,openvino,optimum,dev]"
 	touch $(STAMP)
 
 clean:

@@ -11,7 +11,8 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from copy import copy
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,7 +29,7 @@ __all__ = ["Bundle", "Component", "FileEntry", "GraphEntry", "Manifest", "Port",
 MANIFEST = "bundle.json"
 SETTLED_S = 2.0
 """How old a file must be, in seconds, before its verification is remembered."""
-_SUFFIX = {"onnx": ".onnx", "tensorrt": ".onnx"}
+_SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".onnx"}
 """Format -> how its graphs' names end. ONNX Runtime would read another suffix, .ort, as another format."""
 
 
@@ -54,6 +55,16 @@ class Bundle:
         bundle._check_files(hashes)
         return bundle
 
+    def with_components(self, entries: Mapping[str, Component]) -> Bundle:
+        """The same bundle as it would be with these entries in place of its own, and without alternatives.
+
+        The entries are its own or alternatives of it: the files that they name must be the bundle's.
+        """
+        manifest = copy(self.manifest)
+        manifest.components = {**self.manifest.components, **entries}
+        manifest.alternatives = {}
+        return Bundle(self.path, manifest)
+
     def file(self, relative: str) -> Path:
         """The file of the bundle at this path, which the manifest must list.
 
@@ -66,9 +77,16 @@ class Bundle:
 
     def entries(self) -> list[FileEntry]:
         """All files that the manifest lists, each once."""
-        files = [f for c in self.manifest.components.values() for f in c.files]
+        files = [f for c in self.exports() for f in c.files]
         others = [f for f in (self.manifest.tokenizer, self.manifest.reference) if f is not None]
         return list(dict.fromkeys(files + others))
+
+    def exports(self) -> list[Component]:
+        """The entries of all components, and after them all alternatives."""
+        return [*self.manifest.components.values(), *(c for entries in self._alternatives().values() for c in entries)]
+
+    def _alternatives(self) -> dict[str, list[Component]]:
+        return getattr(self.manifest, "alternatives", {})
 
     @property
     def size(self) -> int:
@@ -97,13 +115,13 @@ class Bundle:
                 f"{self.path}: {', '.join(altered)} differ(s) from the recorded SHA-256: "
                 "the bundle was altered or damaged; copy or export it again"
             )
-        for component in self.manifest.components.values():
+        for component in self.exports():
             self._check_external(component)
         if _states(self) != before:
             raise BundleError(f"{self.path}: files changed while they were verified; verify the bundle again")
 
     def _check_files(self, hashes: bool | None) -> None:
-        for component in self.manifest.components.values():
+        for component in self.exports():
             self._check_listed(component)
         self._check_entries()
         if hashes is False:
@@ -138,11 +156,13 @@ class Bundle:
 
     def _check_external(self, component: Component) -> None:
         """Graphs name further files within themselves; a file that no hash covers must not be among them."""
-        if _SUFFIX.get(component.format) != ".onnx":
+        if component.format not in _SUFFIX:
             return
         listed = {entry.path for entry in component.files}
         for role, graph in component.graphs.items():
-            for location in sorted(external_files(self.file(graph.path))):
+            path = self.file(graph.path)
+            beside = {path.with_suffix(".bin").name} if component.format == "openvino" else external_files(path)
+            for location in sorted(beside):
                 if str(PurePosixPath(graph.path).parent / location) not in listed:
                     raise BundleError(
                         f"{self.path}: graph {short(f'{component.name}/{role}')} reads {short(location)}, which is not "

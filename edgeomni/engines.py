@@ -5,6 +5,7 @@ A new engine is one folder in runtimes/ and one line in `ENGINES`; a new format 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +14,13 @@ from .install_hint import install_command
 
 ComponentName = Literal["encoder", "llm", "codec"]
 COMPONENTS: tuple[ComponentName, ...] = ("encoder", "llm", "codec")
-Device = Literal["cpu", "cuda"]
-EngineName = Literal["onnxruntime", "llama.cpp", "tensorrt", "torch"]
+Device = Literal["auto", "cpu", "cuda", "tensorrt", "gpu", "npu"]
+"""tensorrt is a way of ONNX Runtime to use a GPU of NVIDIA, through its TensorRT provider; gpu and npu are Intel's."""
+EngineName = Literal["auto", "onnxruntime", "llama.cpp", "openvino", "tensorrt", "torch"]
+AUTO = "auto"
+"""As an engine: the best that the bundle and this machine have. As a device: what this machine has."""
+EngineChoice = EngineName | Mapping[str, str] | None
+"""What may be asked for: an engine for all components, one for each of some ("auto" for the rest), None for "auto"."""
 CHECKPOINT = "checkpoint"
 """The format of what has not been exported: it runs on torch and is in no bundle."""
 
@@ -23,9 +29,10 @@ CHECKPOINT = "checkpoint"
 class Engine:
     """What an engine runs, and what to install for it.
 
-    `folder` is its sub-package of edgeomni.runtimes. `formats` are the formats it runs, `components` those that it
-    can run of them. `extra` is the extra of the edgeomni distribution that brings it ("" = every install has it),
-    `distributions` the installed packages that provide it, any of which is enough.
+    `folder` is its sub-package of edgeomni.runtimes. `formats` are the formats it runs, its own first, `components`
+    those that it can run of them. `extra` is the extra of the edgeomni distribution that brings it ("" = every install
+    has it), `distributions` the installed packages that provide it, any of which is enough. `untested` are the devices
+    on which nobody has run it yet.
     """
 
     name: str
@@ -35,6 +42,9 @@ class Engine:
     extra: str
     distributions: tuple[str, ...]
     components: tuple[str, ...] = COMPONENTS
+    untested: tuple[str, ...] = ()
+    exclusive: bool = False
+    """Whether the distributions write the same files, so that the one installed last is the one that runs."""
 
     @property
     def install(self) -> str:
@@ -45,9 +55,35 @@ class Engine:
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine("onnxruntime", "onnxruntime", ("onnx", "tensorrt"), ("cpu", "cuda"), "", ("onnxruntime", "onnxruntime-gpu")),
+        Engine(
+            "onnxruntime",
+            "onnxruntime",
+            ("onnx", "tensorrt"),
+            ("cpu", "cuda", "tensorrt"),
+            "",
+            ("onnxruntime", "onnxruntime-gpu"),
+            untested=("tensorrt",),
+            exclusive=True,
+        ),
         Engine("llama.cpp", "llamacpp", ("gguf",), ("cpu", "cuda"), "gguf", ("llama-cpp-python",)),
-        Engine("tensorrt", "tensorrt", ("tensorrt",), ("cuda",), "tensorrt", ("tensorrt-rtx", "tensorrt")),
+        Engine(
+            "openvino",
+            "openvino",
+            ("openvino",),
+            ("cpu", "gpu", "npu", "auto"),
+            "openvino",
+            ("openvino",),
+            untested=("gpu", "npu"),
+        ),
+        Engine(
+            "tensorrt",
+            "tensorrt",
+            ("tensorrt",),
+            ("cuda",),
+            "tensorrt",
+            ("tensorrt-rtx", "tensorrt"),
+            untested=("cuda",),
+        ),
         Engine("torch", "torch", (CHECKPOINT,), ("cpu", "cuda"), "export", ("torch",)),
     )
 }
@@ -73,3 +109,32 @@ def engines_for(format_: str, component: str) -> tuple[Engine, ...]:
             f"{', '.join(FORMATS)}. Export the checkpoint again, or update EdgeOmni"
         )
     return found
+
+
+def wanted_engine(choice: EngineChoice, component: str) -> Engine | None:
+    """The engine that `choice` insists on for a component; None where it leaves that open.
+
+    Raises UsageError for an engine or a component that does not exist.
+    """
+    if isinstance(choice, Mapping):
+        if unknown := sorted(set(choice) - set(COMPONENTS)):
+            raise UsageError(f"unknown component(s) {', '.join(unknown)}; known are {', '.join(COMPONENTS)}")
+        choice = choice.get(component)  # type: ignore[assignment]
+    return None if choice is None or choice == AUTO else engine_of(str(choice))
+
+
+def parse_engine(text: str) -> str | dict[str, str]:
+    """What --engine was given: "onnxruntime", or "encoder=openvino,llm=onnxruntime". Raises UsageError."""
+    if "=" not in text:
+        if text != AUTO:
+            engine_of(text)
+        return text
+    chosen: dict[str, str] = {}
+    for pair in text.split(","):
+        component, _, name = (part.strip() for part in pair.partition("="))
+        if component in chosen:
+            raise UsageError(f"--engine {text}: {component} is there twice; give each component once")
+        chosen[component] = name
+    for component in chosen:
+        wanted_engine(chosen, component)
+    return chosen

@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 TOKENIZER = "tokenizer.json"
 STEPS, JUDGE_STEPS = 9, 3
 """How often `export_bundle` calls `progress`, and how often more where a test set judges."""
-_TOOLS = ("edgeomni", "numpy", "onnx", "onnxruntime", "tensorrt-rtx", "torch", "transformers", "snac")
+_TOOLS = ("edgeomni", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt-rtx", "torch", "transformers", "snac")
 _log = logging.getLogger("edgeomni")
 
 

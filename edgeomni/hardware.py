@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -278,6 +279,21 @@ def _gpu() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return "; ".join(out.split("\n")).strip("; ") or None
+
+
+_NVIDIA = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/dxg")
+"""What a driver of NVIDIA leaves: on Linux, on Jetson (the third and fourth), under Windows' Linux (the last)."""
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the system shows a GPU of NVIDIA. Costs nothing: no library is loaded and no process started."""
+    return any(os.path.exists(path) for path in _NVIDIA) or (os.name == "nt" and shutil.which("nvidia-smi") is not None)
+
+
+@cache
+def gpu_name() -> str:
+    """The GPUs as nvidia-smi calls them, "" where it finds none. Asked once in a process."""
+    return (_gpu() or "") if has_nvidia_gpu() else ""
 
 
 def _first_line(path: Path) -> str | None:

@@ -19,7 +19,7 @@ from .errors import BundleError
 from .schema import Source, below, is_newer, short, typed
 from .spec import OmniSpec
 
-SCHEMA = "2.1"
+SCHEMA = "2.2"
 REMEDY = "export the checkpoint again, or copy the bundle again"
 
 Count = Annotated[int, Meta(ge=0, le=1 << 40)]
@@ -122,6 +122,9 @@ class Component:
         return paths | {f"table {name}": str(table["file"]) for name, table in tables.items()}
 
 
+Alternatives = Annotated[list[Component], Meta(max_length=16)]
+
+
 @dataclass(frozen=True)
 class OnnxEncoderMeta:
     flavour: str
@@ -186,8 +189,9 @@ class NoisePace:
 
 
 @dataclass(frozen=True)
-class OnnxCodecMeta:
-    flavour: str
+class CodecMeta:
+    """What a runtime feeds to the streaming graph of exporters/onnx/codec.py."""
+
     first_push: Annotated[int, Meta(ge=1, le=1 << 20)]
     push_multiple: Annotated[int, Meta(ge=1, le=1 << 20)]
     lag_samples: Count
@@ -195,6 +199,24 @@ class OnnxCodecMeta:
     tails: list[CodecTail]
     bounds: list[CodecBound]
     noise: list[NoisePace]
+
+
+@dataclass(frozen=True)
+class OnnxCodecMeta(CodecMeta):
+    flavour: str
+
+
+@dataclass(frozen=True)
+class OpenVinoEncoderMeta:
+    """Nothing beyond the graph."""
+
+
+@dataclass(frozen=True)
+class OpenVinoLlmMeta:
+    """`context`: the frames that its rotary caches cover."""
+
+    context: Annotated[int, Meta(ge=1, le=1 << 20)]
+    tables: OnnxTables
 
 
 @dataclass(frozen=True)
@@ -295,9 +317,14 @@ META: dict[tuple[str, str], type[Any]] = {("onnx", name): kind for name, kind in
 META["gguf", "encoder"] = GgufEncoderMeta
 META["gguf", "llm"] = GgufLlmMeta
 META["gguf", "codec"] = GgufCodecMeta
-META["tensorrt", "encoder"] = TensorRtMeta
-META["tensorrt", "llm"] = TensorRtLlmMeta
-META["tensorrt", "codec"] = TensorRtCodecMeta
+META |= {
+    ("openvino", "encoder"): OpenVinoEncoderMeta,
+    ("openvino", "llm"): OpenVinoLlmMeta,
+    ("openvino", "codec"): CodecMeta,
+    ("tensorrt", "encoder"): TensorRtMeta,
+    ("tensorrt", "llm"): TensorRtLlmMeta,
+    ("tensorrt", "codec"): TensorRtCodecMeta,
+}
 """(format, component) -> what its `meta` holds."""
 
 ROLES = {
@@ -307,6 +334,9 @@ ROLES = {
     ("gguf", "encoder"): {"encoder"},
     ("gguf", "llm"): {"body", "heads"},
     ("gguf", "codec"): {"codec"},
+    ("openvino", "encoder"): {"encoder"},
+    ("openvino", "llm"): {"body", "text_head", "audio_head"},
+    ("openvino", "codec"): {"codec"},
     ("tensorrt", "encoder"): {"encoder"},
     ("tensorrt", "llm"): {"body", "text_head", "audio_head"},
     ("tensorrt", "codec"): {"codec"},
@@ -336,6 +366,8 @@ class Manifest:
     gate: dict[str, Any]
     reference: FileEntry | None = None
     """What the export gave when it was judged, for judging it again on the device."""
+    alternatives: Annotated[dict[str, Alternatives], Meta(max_length=16)] = field(default_factory=dict)
+    """Component -> the same component in other formats, each judged in the bundle that it came from."""
     schema: str = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -358,6 +390,7 @@ class Manifest:
             raise source.fault(f"unknown component(s) {', '.join(map(short, extra))}", "$.components")
         for name in COMPONENTS:
             _check_component(manifest.components[name], name, manifest.spec, source, newer)
+        _check_alternatives(manifest, source, newer)
         return manifest
 
 
@@ -370,8 +403,23 @@ def check_provenance(provenance: dict[str, Any], source: Source) -> None:
             raise source.fault("must be a text or a number", below("$.provenance", key))
 
 
-def _check_component(component: Component, name: str, spec: OmniSpec, source: Source, newer: bool) -> None:
-    path = below("$.components", name)
+def _check_alternatives(manifest: Manifest, source: Source, newer: bool) -> None:
+    """Each is what its component is, in a format that the component has not had yet."""
+    for name, entries in manifest.alternatives.items():
+        path = below("$.alternatives", name)
+        if name not in COMPONENTS:
+            raise source.fault(f"unknown component {short(name)}", "$.alternatives")
+        formats = [manifest.components[name].format, *(entry.format for entry in entries)]
+        if twice := sorted({kind for kind in formats if formats.count(kind) > 1}):
+            raise source.fault(f"has the format {short(twice[0])} twice", path)
+        for i, entry in enumerate(entries):
+            _check_component(entry, name, manifest.spec, source, newer, f"{path}[{i}]")
+
+
+def _check_component(
+    component: Component, name: str, spec: OmniSpec, source: Source, newer: bool, path: str = ""
+) -> None:
+    path = path or below("$.components", name)
     if component.name != name:
         raise source.fault(f"is {short(component.name)}, not {short(name)}", f"{path}.name")
     typed_meta = META.get((component.format, name))
@@ -383,11 +431,14 @@ def _check_component(component: Component, name: str, spec: OmniSpec, source: So
     tts = {"tts"} if name == "llm" and spec.tts_layers else set[str]()
     if missing := sorted((ROLES[component.format, name] | tts) - set(component.graphs)):
         raise source.fault(f"{', '.join(missing)} missing", f"{path}.graphs")
-    if isinstance(meta, (OnnxLlmMeta, TensorRtLlmMeta)):
+    if isinstance(meta, (OnnxLlmMeta, OpenVinoLlmMeta, TensorRtLlmMeta)):
         _check_tables(meta, spec, source, f"{path}.meta.tables")
 
 
-def _check_tables(meta: OnnxLlmMeta | TensorRtLlmMeta, spec: OmniSpec, source: Source, path: str) -> None:
+_Tables = OnnxLlmMeta | OpenVinoLlmMeta | TensorRtLlmMeta
+
+
+def _check_tables(meta: _Tables, spec: OmniSpec, source: Source, path: str) -> None:
     layout = spec.layout
     for name, rows in (("text", layout.text_vocab), ("audio", layout.streams * layout.audio_vocab)):
         table: EmbeddingTable = getattr(meta.tables, name)

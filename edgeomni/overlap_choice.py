@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
@@ -26,13 +26,13 @@ import numpy as np
 from . import prompts
 from .bundle import Bundle
 from .components import Components, Features, OpenOptions
-from .engines import COMPONENTS
 from .errors import EdgeOmniError, UsageError
 from .generate import Forced, Frame, Options, generate
 from .hardware import cores, cpu_name
 from .outputs import user_cache, write_file
 from .overlap import Overlap, OverlapMode
-from .runtimes import chosen_engine, versions_of
+from .runtimes import chosen, versions_of
+from .runtimes.choice import Way, engines_used
 from .sampling import Sampling
 from .spans import Spans
 from .spec import AUDIO_OUT, OmniSpec
@@ -62,11 +62,17 @@ _chosen: dict[str, OverlapMode] = {}
 """Of this process, by the name of the file."""
 
 
-def fastest(bundle: Bundle, components: Components, options: OpenOptions, engine: str | None = None) -> OverlapMode:
-    """The fastest mode on this machine of `components`, which were opened of `bundle`: remembered, or timed now."""
-    if mode := remembered(bundle, options, engine):
+def fastest(
+    bundle: Bundle, components: Components, options: OpenOptions, ways: Mapping[str, Way] | None = None
+) -> OverlapMode:
+    """The fastest mode on this machine of `components`, which were opened of `bundle`: remembered, or timed now.
+
+    `ways`: how each of them runs; by default as `runtimes.chosen` has it.
+    """
+    ways = ways or chosen(bundle, device=options.device).first
+    if mode := remembered(bundle, options, ways):
         return mode
-    key = _key(bundle, options, engine)
+    key = _key(bundle, options, ways)
     path, seconds = _path(key), Seconds()
     try:
         seconds = timed(components, bundle.spec, key["threads"])
@@ -79,27 +85,28 @@ def fastest(bundle: Bundle, components: Components, options: OpenOptions, engine
     return _chosen.setdefault(path.name, mode)
 
 
-def remembered(bundle: Bundle, options: OpenOptions, engine: str | None = None) -> OverlapMode | None:
+def remembered(bundle: Bundle, options: OpenOptions, ways: Mapping[str, Way]) -> OverlapMode | None:
     """The fastest mode as far as it is known without timing: to this process, or from the file of another one.
 
     "off" with one thread, for a model that does not speak, and on a GPU, which is no pool of threads to share.
     """
-    if (options.threads or cores()) < 2 or options.device != "cpu" or not AUDIO_OUT & set(bundle.spec.tasks):
+    on_cpu = all(way.device == "cpu" for way in ways.values())
+    if (options.threads or cores()) < 2 or not on_cpu or not AUDIO_OUT & set(bundle.spec.tasks):
         return "off"
-    key = _key(bundle, options, engine)
+    key = _key(bundle, options, ways)
     return _chosen.get(_path(key).name) or (_read(_path(key), key) if _keeps() else None)
 
 
-def _key(bundle: Bundle, options: OpenOptions, engine: str | None) -> dict[str, Any]:
+def _key(bundle: Bundle, options: OpenOptions, ways: Mapping[str, Way]) -> dict[str, Any]:
     """All that the choice depends on."""
-    used = {name: chosen_engine(bundle, name, engine) for name in COMPONENTS}
     return {
         "schema": SCHEMA,
         "machine": [cpu_name(), cores()],
         "threads": options.threads or cores(),
         "bundle": bundle.digest,
-        "engines": {name: engine.name for name, engine in used.items()},
-        "versions": versions_of(used.values()),
+        "engines": {name: way.engine.name for name, way in ways.items()},
+        "formats": {name: way.component.format for name, way in ways.items()},
+        "versions": versions_of(engines_used(ways)),
     }
 
 

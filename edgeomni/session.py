@@ -13,7 +13,6 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -21,14 +20,15 @@ from typing import get_args
 
 from .arrays import I64
 from .bundle import Bundle, is_bundle
-from .components import Components, OpenOptions
-from .engines import COMPONENTS, Device, EngineName
-from .errors import CheckpointError, UsageError
+from .components import Components
+from .engines import Device, EngineChoice
+from .errors import UsageError
 from .generate import Forced, Options, check_lengths
 from .hardware import check_threads, cores
 from .interrupt import Interrupt
+from .loaded import Ask, from_bundle, from_checkpoint
+from .measured import Run
 from .overlap import Overlap, OverlapChoice, OverlapMode, SharedThreads
-from .overlap_choice import fastest, remembered
 from .question import LongAudio, Question, Sound, Window
 from .sampling import Sampling
 from .shipped import to_run
@@ -39,11 +39,6 @@ from .turn import Answer, AudioChunk, Event, Model, TextDelta, Turn, TurnEnd, au
 __all__ = ["AudioChunk", "Event", "Session", "TextDelta", "Turn", "TurnEnd", "load"]
 
 logger = logging.getLogger("edgeomni")
-
-
-_cache: weakref.WeakKeyDictionary[Bundle, dict[tuple[object, ...], Model]] = weakref.WeakKeyDictionary()
-"""Of each Bundle object, what is loaded for (options, engine)."""
-_loading = threading.Lock()
 
 
 class Session:
@@ -66,6 +61,10 @@ class Session:
         self.spec, self._overlap = model.spec, overlap
         if overlap.mode != "off":
             SharedThreads(model.components, overlap.threads).prepare()
+        self.ways: dict[str, str] = {}
+        """Component -> engine, device, format and precision that run it; empty for components given by the caller."""
+        self.measured: Run | None = None
+        """The profile of this machine by which these were chosen, if there is one."""
         self._stop_ids = frozenset(model.tokenizer.id_of(word) for word in model.spec.chat.stop_words)
         self._model: Model | None = model
         self._turn: weakref.ref[Turn] | None = None
@@ -77,79 +76,41 @@ class Session:
         source: Bundle | str | os.PathLike[str],
         *,
         threads: int | None = None,
-        device: Device = "cpu",
-        engine: EngineName | None = None,
+        device: Device | None = None,
+        engine: EngineChoice = None,
         overlap: OverlapChoice = "auto",
+        strict: bool = False,
     ) -> Session:
         """Opens a bundle (or a Bundle already open, whose weights are then shared) or a checkpoint directory.
 
         A checkpoint runs on the torch reference. The name of a shipped model ("nano") stands for its bundle, and with
         engine "torch" for its checkpoint; a local path of that name comes first. `threads`: per engine session, None
-        for all cores. `engine`: insists on that engine. `overlap`: whether the codec computes beside the LLM, which
-        changes when sound comes and not how it sounds; "auto" times a bundle's answers once on this machine, on a CPU,
-        and takes the fastest way (see `overlap`). Raises UsageError for names that do not exist and an engine that
-        does not run this source, BundleError, CheckpointError (also for a stop word that is not one entry of the
-        vocabulary), and EngineError for an engine or a device that is not there.
+        for all cores. `engine`: one for all components, or one for each of some ({"encoder": "onnxruntime"}); None and
+        "auto" take the best that the bundle and this machine have, by this machine's profiles where there are any.
+        What cannot be opened then gives way to what can, which is told as a warning; `strict` refuses that. `device`:
+        None for what this machine has (torch stays on the CPU). `overlap`: whether the codec computes beside the LLM,
+        which changes when sound comes and not how it sounds; "auto" times a bundle's answers once on this machine, on
+        a CPU, and takes the fastest way (see `overlap`). Raises UsageError for names that do not exist and an engine
+        that does not run this source, BundleError, CheckpointError (also for a stop word that is not one entry of the
+        vocabulary), and EngineError for an engine or a device that is not there (EngineUnavailable: with the reason in
+        one word).
         """
-        if device not in get_args(Device):
+        if device is not None and device not in get_args(Device):
             raise UsageError(f"unknown device {device!r}; known are {', '.join(get_args(Device))}")
         if overlap not in get_args(OverlapChoice):
             raise UsageError(f"overlap must be {', '.join(get_args(OverlapChoice))}, not {overlap!r}")
         check_threads(threads)
-        options = OpenOptions(threads, device)
-        if isinstance(source, Bundle):
-            return cls._of_bundle(source, options, engine, overlap)
-        path = to_run(source, engine)
-        if is_bundle(path):
-            return cls._of_bundle(Bundle.open(path), options, engine, overlap)
-        return cls._of_checkpoint(Path(path), options, engine, overlap)
-
-    @classmethod
-    def _of_bundle(
-        cls, bundle: Bundle, options: OpenOptions, engine: EngineName | None, overlap: OverlapChoice
-    ) -> Session:
-        from . import runtimes
-
-        with _loading:
-            cached = _cache.setdefault(bundle, {})
-            known = remembered(bundle, options, engine) if overlap == "auto" else overlap
-            beside = replace(options, side_by_side=True)
-            if known != "off" or (overlap == "auto" and (beside, engine) in cached):
-                options = beside
-            if (key := (options, engine)) not in cached:
-                components = runtimes.open_components(bundle, options, engine)
-                tokenizer = bundle.manifest.tokenizer
-                text = bundle.file(tokenizer.path).read_text(encoding="utf-8") if tokenizer else None
-                cached[key] = _owned(components, bundle.spec, text)
-            mode = known or fastest(bundle, cached[key].components, options, engine)
-        for name in COMPONENTS:
-            part, used = bundle.manifest.components[name], runtimes.chosen_engine(bundle, name, engine)
-            logger.info("%s runs on %s (%s:%s)", name, used.name, part.format, part.precision)
-        return cls._on(cached[key], options, mode)
-
-    @classmethod
-    def _of_checkpoint(
-        cls, path: Path, options: OpenOptions, engine: EngineName | None, overlap: OverlapChoice
-    ) -> Session:
-        if engine not in (None, "torch"):
-            raise UsageError(f"{path} is a checkpoint, which runs on torch; export it to run it on {engine}")
-        if not path.exists():
-            raise CheckpointError(f"{path}: no such bundle or checkpoint directory")
-        from .model import checkpoints
-        from .runtimes.torch import components_of
-
-        model = checkpoints.load(path)
-        components = components_of(model, options)
-        logger.info("all components run on torch (checkpoint, fp32)")
-        owned = _owned(components, model.spec, model.tokenizer_json)
-        return cls._on(owned, options, "off" if overlap == "auto" else overlap)
-
-    @classmethod
-    def _on(cls, model: Model, options: OpenOptions, mode: OverlapMode) -> Session:
-        logger.info("device %s, threads: %s", options.device, options.threads or "all cores")
-        logger.info("codec beside LLM: %s", mode)
+        ask = Ask(threads, device, engine, overlap, strict)
+        path = source if isinstance(source, Bundle) else to_run(source, engine if isinstance(engine, str) else None)
+        if isinstance(path, Bundle) or is_bundle(path):
+            loaded = from_bundle(path if isinstance(path, Bundle) else Bundle.open(path), ask)
+        else:
+            loaded = from_checkpoint(Path(path), ask)
+        logger.info("threads: %s", threads or "all cores")
+        logger.info("codec beside LLM: %s", loaded.overlap)
         session = cls.__new__(cls)
-        session._hold(model, Overlap(mode, options.threads or cores()))
+        session._hold(loaded.model, Overlap(loaded.overlap, threads or cores()))
+        session.ways, session.measured = loaded.ways, loaded.measured
         return session
 
     @property
@@ -278,20 +239,14 @@ def load(
     source: Bundle | str | os.PathLike[str],
     *,
     threads: int | None = None,
-    device: Device = "cpu",
-    engine: EngineName | None = None,
+    device: Device | None = None,
+    engine: EngineChoice = None,
     overlap: OverlapChoice = "auto",
+    strict: bool = False,
 ) -> Session:
     """A Session on a shipped model ("nano"), a bundle or a checkpoint: the same as `Session.open`, and raises the same.
 
     >>> with load("nano") as session:                                   # doctest: +SKIP
     ...     end = list(session.respond("at", audio="question.wav"))[-1]
     """
-    return Session.open(source, threads=threads, device=device, engine=engine, overlap=overlap)
-
-
-def _owned(components: Components, spec: OmniSpec, tokenizer_json: str | None) -> Model:
-    """A model whose components are closed when nobody refers to it any more: no session, turn or Bundle."""
-    model = Model(components, spec, Tokenizer(tokenizer_json, spec.layout))
-    weakref.finalize(model, components.close).atexit = False
-    return model
+    return Session.open(source, threads=threads, device=device, engine=engine, overlap=overlap, strict=strict)

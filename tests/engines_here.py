@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 from edgeomni.runtimes.onnxruntime.static_codec import OrtStaticCodec
 from edgeomni.runtimes.torch import components_of
 
-ENGINES = ["torch", "ort", "portable", "tensorrt"]
-ENGINES_WITH_GGUF = [*ENGINES, "llamacpp"]
-WITH_FAKE = [*ENGINES_WITH_GGUF, "fake"]
+OPENVINO = ["openvino"] if find_spec("openvino") else []
+ENGINES = ["torch", "ort", "portable", "tensorrt", "llamacpp", *OPENVINO]
+WITH_FAKE = [*ENGINES, "fake"]
 
 
 def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
@@ -43,6 +44,7 @@ def open_all(model: OmniModel, root: Path) -> dict[str, Components]:
             exported_gguf_part(model, "codec", root / "gguf"),
         ),
         "fake": fake.components(model.spec, script(model.spec, 60)),
+        **{name: exported_openvino(model, root / name) for name in OPENVINO},
     }
 
 
@@ -76,9 +78,27 @@ def exported_gguf_part(model: OmniModel, name: str, out: Path, precision: str = 
     return {"encoder": GgmlEncoder, "codec": GgmlCodec}[name](out, component, model.spec, 1)
 
 
+def exported_openvino(model: OmniModel, out: Path, precision: str = "fp32") -> Components:
+    """All components, float32 in the codec."""
+    from edgeomni.runtimes.openvino.codec import OvCodec
+    from edgeomni.runtimes.openvino.encoder import OvEncoder
+    from edgeomni.runtimes.openvino.llm import OvLanguageModel
+    from edgeomni.runtimes.openvino.models import ModelFactory
+
+    def opened(name: str, adapter: Any, precision: str) -> Any:
+        component = exporter_of("openvino").export(model, name, out, precision)
+        return adapter(out, component, model.spec, ModelFactory(1, exact=True))
+
+    return Components(
+        opened("encoder", OvEncoder, precision),
+        opened("llm", OvLanguageModel, precision),
+        opened("codec", OvCodec, "fp32"),
+    )
+
+
 def every(part: str, engines: Sequence[str] | None = None) -> Any:
     """Parametrizes a test over engines (all that run the part), through the fixture of that component's name."""
-    return pytest.mark.parametrize(part, engines or ENGINES_WITH_GGUF, indirect=True)
+    return pytest.mark.parametrize(part, engines or ENGINES, indirect=True)
 
 
 def random_ids(model: OmniModel, frames: int, seed: int = 0, rows: int = 1) -> np.ndarray:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
-TOOLS = ("hypothesis", "pytest", "setuptools>=77")
+TOOLS = ("hypothesis", "pytest", "pytest-timeout", "setuptools>=77")
 MODULES = (
     "test_audio.py",
     "test_bundle.py",

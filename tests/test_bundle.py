@@ -148,10 +148,10 @@ DOCUMENT: dict[str, tuple[bytes, str]] = {
     "surrogate as key": (b'{"\\ud800": 1}', "a key holds half of a character"),
 }
 KEYS: dict[str, tuple[Callable[[Data], object], str]] = {
-    "newer major": (lambda d: d.update(schema="3.0"), r"\$\.schema: .*'3.0' is newer than 2.1.*update EdgeOmni"),
-    "newer integer": (lambda d: d.update(schema=99), r"schema version 99 is newer than 2.1.*; update EdgeOmni"),
-    "older": (lambda d: d.update(schema=1), r"schema version 1 is older than 2.1.*export the checkpoint again"),
-    "no schema": (lambda d: d.pop("schema"), r"\$\.schema: schema version None is not of the form '2.1'"),
+    "newer major": (lambda d: d.update(schema="3.0"), r"\$\.schema: .*'3.0' is newer than 2.2.*update EdgeOmni"),
+    "newer integer": (lambda d: d.update(schema=99), r"schema version 99 is newer than 2.2.*; update EdgeOmni"),
+    "older": (lambda d: d.update(schema=1), r"schema version 1 is older than 2.2.*export the checkpoint again"),
+    "no schema": (lambda d: d.pop("schema"), r"\$\.schema: schema version None is not of the form '2.2'"),
     "true": (lambda d: d.update(schema=True), "schema version True is not of the form"),
     "odd schema": (lambda d: d.update(schema="2.0\n"), "is not of the form"),
     "unlisted file": (lambda d: llm(d)["files"].pop(2), "llm, '(graph|table) .*is not among the listed files"),

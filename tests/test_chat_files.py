@@ -36,7 +36,7 @@ def test_a_bundle_keeps_its_template_and_older_ones_have_none(tmp_path: Path) ->
     root = small_bundle(tmp_path / "bundle", small_spec(chat=CHAT))
     assert Bundle.open(root).spec.chat == CHAT
     manifest = json.loads((root / "bundle.json").read_text())
-    assert manifest["schema"] == "2.1"
+    assert manifest["schema"] == "2.2"
 
     manifest["schema"] = "2.0"
     del manifest["spec"]["chat"]

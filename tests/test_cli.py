@@ -23,7 +23,7 @@ from edgeomni.install_hint import install_command
 from edgeomni.runtimes import fake
 from edgeomni.spec import OmniSpec, Task
 
-COMMANDS = ["init", "data", "train", "train-codec", "compare-runs", "merge", "export"]
+COMMANDS = ["init", "data", "train", "train-codec", "compare-runs", "merge", "export", "combine"]
 COMMANDS += ["run", "inspect", "verify", "profile", "evaluate", "demo", "doctor"]
 DATA_COMMANDS = ["check", "prepare", "synth"]
 FRAMES = 20

@@ -17,6 +17,7 @@ from edgeomni import runtimes as engines
 from edgeomni.components import Components, OpenOptions
 from edgeomni.errors import UsageError
 from edgeomni.runtimes import fake
+from edgeomni.runtimes.choice import Choice
 
 NOISE = np.random.default_rng(0).standard_normal(16000).astype(np.float32) * 0.1
 SPEC = small_spec()
@@ -41,17 +42,15 @@ def test_a_closed_session_answers_nothing_and_leaves_given_components_open() -> 
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Components]:
-    """What `runtimes.open_components` gave out, newest last; its encoders know whether they were closed."""
+    """What `runtimes.opened` gave out, newest last; its encoders know whether they were closed."""
     monkeypatch.setenv("EDGEOMNI_OVERLAP_CACHE", "0")
     given: list[Components] = []
 
-    def load(bundle: Bundle, options: OpenOptions, engine: str | None) -> Components:
-        for name in ("encoder", "llm", "codec"):
-            engines.chosen_engine(bundle, name, engine)
+    def load(bundle: Bundle, choice: Choice, options: OpenOptions, strict: bool) -> engines.Opened:
         given.append(fake.components(SPEC, script(SPEC, 20)))
-        return given[-1]
+        return engines.Opened(given[-1], choice.first)
 
-    monkeypatch.setattr(engines, "open_components", load)
+    monkeypatch.setattr(engines, "opened", load)
     return given
 
 
@@ -114,10 +113,10 @@ def test_a_session_opened_by_path_frees_its_components(
 def test_opening_tells_what_runs_where(loads: list[Components], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "edgeomni")
     Session.open(a_bundle(), threads=3, engine="onnxruntime", overlap="off")
-    runs = [f"{name} runs on onnxruntime (onnx:int8)" for name in ("encoder", "llm", "codec")]
-    assert [r.message for r in caplog.records] == [*runs, "device cpu, threads: 3", "codec beside LLM: off"]
+    runs = [f"{name} runs on onnxruntime on cpu (onnx:int8)" for name in ("encoder", "llm", "codec")]
+    assert [r.message for r in caplog.records] == [*runs, "threads: 3", "codec beside LLM: off"]
     Session.open(a_bundle())
-    assert caplog.records[-2].message == "device cpu, threads: all cores"
+    assert caplog.records[-2].message == "threads: all cores"
 
 
 def test_another_engine_than_the_bundles_is_refused(loads: list[Components]) -> None:
@@ -127,5 +126,5 @@ def test_another_engine_than_the_bundles_is_refused(loads: list[Components]) -> 
 
 
 def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(UsageError, match="unknown device 'tpu'; known are cpu, cuda"):
+    with pytest.raises(UsageError, match="unknown device 'tpu'; known are auto, cpu, cuda"):
         Session.open("bundle", device="tpu")  # type: ignore[arg-type]

@@ -85,7 +85,11 @@ def expected_in_a_wheel() -> list[str]:
     outside = {PurePosixPath(link).name for link in LINKS}
     files = [name for name in tracked() - LINKS if not name.startswith("profiles/results/")]
     inner = [name for name in files if name.startswith("edgeomni/")]
-    return sorted([*inner, *(f"edgeomni/{name}" for name in files if name.partition("/")[0] in outside)])
+    joined = [f"edgeomni/{name}" for name in files if name.partition("/")[0] in outside]
+    namespace = [
+        f"optimum/commands/register/{PurePosixPath(n).name}" for n in files if n.startswith("optimum_register/")
+    ]
+    return sorted([*inner, *joined, *namespace])
 
 
 def test_the_source_distribution_is_what_is_tracked(sdist: Path) -> None:

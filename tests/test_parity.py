@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Golden
+from engines_here import OPENVINO
 
 from edgeomni import AudioChunk, Session, TurnEnd
 from edgeomni.engines import COMPONENTS
@@ -19,15 +20,14 @@ from edgeomni.tokens import frames_to_codes, undelay
 TASKS = {"aa": "AA", "at": "AT", "asr": "ASR", "ta": "TA", "tt": "TT", "two-row aa": "BATCH", "stream": "STREAM"}
 
 
-@pytest.fixture(scope="module", params=["torch", "ort", "portable", "tensorrt"])
+@pytest.fixture(scope="module", params=["torch", "ort", "portable", "tensorrt", *OPENVINO])
 def session(request: pytest.FixtureRequest, golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Session:
     if request.param == "torch":
         return Session.open(golden.path)
     out = tmp_path_factory.mktemp("parity") / request.param
-    if request.param == "tensorrt":  # its graphs, on ONNX Runtime
-        return Session.open(
-            export_bundle(golden.path, out, precision="fp32", formats=dict.fromkeys(COMPONENTS, "tensorrt"))
-        )
+    if request.param in ("tensorrt", "openvino"):  # TensorRT's graphs, on ONNX Runtime
+        formats = {str(name): request.param for name in COMPONENTS}
+        return Session.open(export_bundle(golden.path, out, precision="fp32", formats=formats))
     return Session.open(export_bundle(golden.path, out, precision="fp32", options={"onnx": {"flavour": request.param}}))
 
 

@@ -206,6 +206,8 @@ def test_percentiles_by_hand() -> None:
 
 
 class ScriptedSession:
+    ways: dict[str, str] = {}
+
     """Answers turn i with the i-th figures and spans, and keeps what it was asked."""
 
     overlap = "after-text"
@@ -358,7 +360,7 @@ def test_a_report_tells_how_the_answers_were_computed(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Session, "open", open_)
     result = measure.measure(measure.Job("nowhere", seconds=0.5, turns=1, warmup=0, overlap="on", threads=3))
-    assert opened == [{"threads": 3, "device": "cpu", "engine": None, "overlap": "on"}]
+    assert opened == [{"threads": 3, "device": None, "engine": None, "overlap": "on", "strict": False}]
     assert (result["overlap"], result["job"]["overlap"]) == ("after-text", "on"), "what was chosen, what was asked for"
 
 

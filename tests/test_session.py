@@ -84,7 +84,7 @@ def test_a_short_window_gives_as_many_features(bundle: Bundle, monkeypatch: pyte
 
 def test_the_wrong_engine_or_device_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(UsageError, match="unknown engine 'steam'; known are onnxruntime, llama.cpp, torch"):
+    with pytest.raises(UsageError, match="unknown engine 'steam'; known are onnxruntime, llama.cpp"):
         Session.open(bundle, engine="steam")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="encoder is onnx, which torch does not run; engines that do: onnxruntime"):
         Session.open(bundle, engine="torch")
@@ -111,4 +111,4 @@ def test_a_checkpoint_tells_that_it_runs_on_torch(tiny_dir: Path, caplog: pytest
     caplog.set_level(logging.INFO, "edgeomni")
     with Session.open(tiny_dir, engine="torch") as session:
         assert session.spec.context == 2048
-    assert "all components run on torch (checkpoint, fp32)" in [r.message for r in caplog.records]
+    assert "all components run on torch on cpu (checkpoint:fp32)" in [r.message for r in caplog.records]

@@ -111,7 +111,7 @@ def child(monkeypatch: pytest.MonkeyPatch) -> Any:
         def popen(command: list[str], **how: Any) -> Any:
             return start([sys.executable, "-c", code, command[-1]], **how)
 
-        monkeypatch.setattr(tensorrt_builder.subprocess, "Popen", popen)
+        monkeypatch.setattr("edgeomni.tensorrt_builder.subprocess.Popen", popen)
 
     return instead
 
@@ -137,7 +137,10 @@ def test_what_the_child_wrote_is_renamed_when_it_is_whole(child: Any, tmp_path: 
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ran out of memory"),
         ("import sys; sys.exit('std::bad_alloc')", "ran out of memory"),
         ("import os; os.abort()", r"crashed \(signal SIGABRT\)"),
-        (f"print('{MARK}' + '{{\"node\": \"n_Sin_3 [Sin]\"}}', flush=True); import os; os.abort()", r"node n_Sin_3 \[Sin\]"),
+        (
+            f"print('{MARK}' + '{{\"node\": \"n_Sin_3 [Sin]\"}}', flush=True); import os; os.abort()",
+            r"node n_Sin_3 \[Sin\]",
+        ),
         ("pass", r"crashed \(exit code 0\)"),
         (f"{WRITE}; {ANSWER}; sys.exit(3)", r"crashed \(exit code 3\)"),
     ],
@@ -159,7 +162,8 @@ def test_a_child_that_hangs_is_ended(child: Any, tmp_path: Path) -> None:
 
 def test_interrupting_ends_the_child(child: Any, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    child(f"import os; open({os.fspath(pid_file)!r}, 'w').write(str(os.getpid())); print('{MARK}{{\"progress\": \"x\"}}', flush=True); import time; time.sleep(600)")
+    told = "print('" + MARK + '{"progress": "x"}' + "', flush=True)"
+    child(f"import os, time; open({os.fspath(pid_file)!r}, 'w').write(str(os.getpid())); {told}; time.sleep(600)")
 
     def stop(step: str) -> None:
         if "about" not in step:
@@ -225,5 +229,3 @@ def test_the_table_of_targets_is_what_tensorrt_rtx_knows() -> None:
     code = "import tensorrt_rtx as t; print(*[n for n in dir(t.ComputeCapability) if n.startswith('SM')])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
     assert {name.replace("SM", "sm_") for name in out.split()} == {n for n, t in TARGETS.items() if t.rtx}
-
-

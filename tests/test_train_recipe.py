@@ -356,7 +356,7 @@ def test_where_one_of_two_fails_nothing_more_begins_and_what_was_done_counts(
     gates.begin(2)
     gates.ends["data"].put(0)
     gates.begin()
-    monkeypatch.setattr("edgeomni.train.recipe.end_commands", lambda grace: gates.ends["voice"].put(-15))
+    monkeypatch.setattr("edgeomni.train.recipe.end_commands", lambda tasks, grace: gates.ends["voice"].put(-15))
     gates.ends["ear"].put(3)
     with pytest.raises(TrainError, match="step 4 of 5, ear: ended with exit code 3"):
         end.result(timeout=30)

@@ -200,6 +200,67 @@ def test_both_of_two_commands_put_their_things_in_order(number: str, group: bool
     assert json.loads((tmp_path / "out" / "steps.json").read_text()) == {}
 
 
+SLOW = """
+import subprocess, time
+class Slow(subprocess.Popen):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        time.sleep(1.5)
+subprocess.Popen = Slow
+"""
+"""A thread that starts a command goes on long after the command has begun."""
+
+
+UNNOTICED = """
+import signal, threading, time
+from pathlib import Path
+def tell():
+    while not all(Path("out", f"told-{name}").exists() for name in ("one", "two")):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+threading.Thread(target=tell, daemon=True).start()
+"""
+"""SIGTERM comes to another thread than the main one, which therefore sleeps on in what it waits for."""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_signal_that_does_not_wake_the_main_thread_is_noticed(jobs: int, tmp_path: Path) -> None:
+    stand_in = tmp_path / "stand-in"
+    stand_in.write_text("#!/bin/sh\ntouch told-$6\nexec sleep 300\n" if jobs == 2 else ALONE)
+    stand_in.chmod(0o755)
+    command = [sys.executable, "-c", UNNOTICED + TWO.replace("jobs=2", f"jobs={jobs}"), str(stand_in)]
+    parent = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        assert parent.wait(timeout=60) != 0
+    finally:
+        if parent.poll() is None:
+            os.killpg(parent.pid, signal.SIGKILL)
+            parent.wait()
+
+
+ALONE = "#!/bin/sh\ntouch told-one told-two\nexec sleep 300\n"
+
+
+def test_commands_that_have_only_just_begun_are_ended_too(tmp_path: Path) -> None:
+    stand_in = tmp_path / "stand-in"
+    stand_in.write_text("#!/bin/sh\necho $$ > ready-$6\nexec sleep 300\n")
+    stand_in.chmod(0o755)
+    command = [sys.executable, "-c", SLOW + TWO, str(stand_in)]
+    parent = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        children = [pid_in(tmp_path / "out" / f"ready-{name}") for name in ("one", "two")]
+        parent.terminate()
+        assert parent.wait(timeout=60) != 0
+    finally:
+        if parent.poll() is None:
+            os.killpg(parent.pid, signal.SIGKILL)
+            parent.wait()
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+
+
 def test_a_whole_recipe_that_is_interrupted_once(tmp_path: Path) -> None:
     """Real commands: Ctrl-C in the middle of training ends with 130 and no traceback, and the same command goes on."""
     (tmp_path / "ear recipe.toml").write_text(RECIPE)

@@ -107,8 +107,9 @@ def tables(bundle: Bundle) -> Iterator[Table]:
 def _components(bundle: Bundle) -> Table:
     table = Table("component", "engine", "format", "precision", "stored as", title="components")
     table.add_column("MB", justify="right")
-    for name in COMPONENTS:
-        part = bundle.manifest.components[name]
+    for part in bundle.exports():
+        own = bundle.manifest.components[part.name] is part
+        name = part.name if own else f"{part.name} (alternative)"
         stored = Text("\n").join(plain(line) for line in _stored(part.scheme))
         size = sum(f.size for f in part.files) / 1e6
         table.add_row(*map(plain, (name, part.engine, part.format, part.precision)), stored, f"{size:.2f}")

@@ -13,8 +13,8 @@ from typing import Any, TypeVar, get_args
 import click
 from rich.console import Console
 
-from ..engines import ENGINES, Device
-from ..errors import EdgeOmniError
+from ..engines import AUTO, ENGINES, Device, parse_engine
+from ..errors import EdgeOmniError, UsageError
 from ..install_hint import install_command
 from ..overlap import OverlapChoice
 from .terminal import visible
@@ -29,6 +29,7 @@ COMMANDS = {
     "compare-runs": "compare_runs",
     "merge": "merge",
     "export": "export",
+    "combine": "combine",
     "run": "run",
     "inspect": "bundles",
     "verify": "verify",
@@ -160,13 +161,38 @@ verbosity_options = options(
     click.option("-q", "--quiet", is_flag=True, help="Only the answer and errors."),
     click.option("-v", "--verbose", is_flag=True, help="Also engines, threads and the time of each stage."),
 )
+
+
+class EngineType(click.ParamType):
+    """An engine's name, or COMPONENT=ENGINE pairs with commas between them."""
+
+    name = "engine"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return parse_engine(value) if isinstance(value, str) else value
+        except UsageError as exc:
+            self.fail(str(exc), param, ctx)
+
+
 engine_options = options(
     click.option("--threads", type=click.IntRange(1), help="Threads to compute with [default: all cores]."),
-    click.option("--device", type=click.Choice(get_args(Device)), default="cpu", show_default=True),
+    click.option(
+        "--device",
+        type=click.Choice(get_args(Device)),
+        help="Where to compute [default: what this machine has, as the bundle suits it].",
+    ),
     click.option(
         "--engine",
-        type=click.Choice(list(ENGINES)),
-        help="Insist on this engine (torch is for checkpoints) [default: the one that runs SOURCE].",
+        type=EngineType(),
+        metavar="ENGINE",
+        help=f"{', '.join([AUTO, *ENGINES])} (torch is for checkpoints), or encoder=ENGINE,llm=ENGINE,codec=ENGINE "
+        "[default: auto, the best that SOURCE and this machine have].",
+    ),
+    click.option(
+        "--strict",
+        is_flag=True,
+        help="A step down to another engine or device is an error; in run also ids that are no codec entries.",
     ),
 )
 overlap_option = click.option(

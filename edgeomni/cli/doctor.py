@@ -12,11 +12,12 @@ from rich.table import Table
 
 from .. import __version__
 from ..engines import CHECKPOINT, ENGINES, Engine
-from ..hardware import closest_profile, detect
+from ..hardware import closest_profile, detect, has_nvidia_gpu
 from ..install_hint import install_command
 from ..printing import say, show
 from .common import console
 from .llama_build import build_line, llama_build
+from .usable import here, reasons, usable
 
 TOOLS = {
     "transformers": ("export", "init and export"),
@@ -59,14 +60,28 @@ def doctor_(as_json: bool) -> None:
     offered = [name.removesuffix("ExecutionProvider") for name in report["providers"]]
     providers = f"providers of onnxruntime: {', '.join(offered) or 'none, it is not installed'}"
     build = [build_line(report["llama_cpp"])] if report["llama_cpp"] else []
-    for line in (*_missing(report), "", providers, *build, *_machine(report["machine"])):
+    cannot = list(reasons(report["engines"], has_nvidia_gpu()))
+    for line in (*_missing(report), *(["", *cannot] if cannot else []), "", providers, *build):
+        say(out, line)
+    for line in (*_twice(report), *_machine(report["machine"])):
         say(out, line)
 
 
 def examine() -> dict[str, Any]:
-    """Versions are read from installed metadata, so that nothing heavy is imported here."""
+    """Versions are read from installed metadata, so that nothing heavy is imported here.
+
+    Engines of bundles are asked in processes of their own which devices they can use: `devices` of each, None for
+    torch, which takes seconds to load, and for what is not installed.
+    """
     machine = detect()
     engines = {e.name: _part(e.distributions, e.install, _use(e)) for e in ENGINES.values()}
+    asked = [e for e in ENGINES.values() if e.formats != (CHECKPOINT,) and engines[e.name]["version"]]
+    told = usable(asked)
+    for engine in ENGINES.values():
+        devices = told.get(engine.name)
+        engines[engine.name]["devices"] = devices and {
+            device: {"problem": problem, "untested": device in engine.untested} for device, problem in devices.items()
+        }
     tools = {name: _part((name,), install_command(extra), f"needed by {use}") for name, (extra, use) in TOOLS.items()}
     facts = {**machine.to_dict(), "closest_profile": closest_profile(machine)}
     return {
@@ -108,10 +123,24 @@ def _providers() -> list[str]:
 
 
 def _table(report: dict[str, Any]) -> Table:
-    table = Table("engine or tool", "version", "what it is for", title=f"EdgeOmni {report['edgeomni']}")
-    for name, part in {**report["engines"], **report["tools"]}.items():
-        table.add_row(name, part["version"] or "not found", part["use"])
+    table = Table("engine or tool", "version", "what it is for", "works here", title=f"EdgeOmni {report['edgeomni']}")
+    for name, part in report["engines"].items():
+        table.add_row(name, part["version"] or "not found", part["use"], here(part))
+    for name, part in report["tools"].items():
+        table.add_row(name, part["version"] or "not found", part["use"], "")
     return table
+
+
+def _twice(report: dict[str, Any]) -> Iterator[str]:
+    """A warning where two packages provide one engine: they write the same files, and the last one installed is it."""
+    for name, engine in ENGINES.items():
+        there = [d for d in engine.distributions if _version((d,))]
+        if engine.exclusive and len(there) > 1 and report["engines"][name]["version"]:
+            yield (
+                f"note: {' and '.join(there)} are both installed and write the same folder, so that the one installed "
+                "last is the one that runs; to change that: pip install --force-reinstall --no-deps "
+                f"{' or '.join(there)}"
+            )
 
 
 def _missing(report: dict[str, Any]) -> Iterator[str]:

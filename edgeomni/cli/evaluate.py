@@ -109,7 +109,7 @@ def _evaluated(sources: list[str], how: dict[str, Any]) -> list[Evaluation]:
 
     data = read_data(how["source_data"], how["format_"], max_bad=how["max_bad"])
     heard = how["recogniser"]
-    same = {name: how[name] for name in ("limit", "seed", "threads", "device", "engine", "overlap")}
+    same = {name: how[name] for name in ("limit", "seed", "threads", "device", "engine", "overlap", "strict")}
     same |= {
         "recogniser": Hearings(heard, sentences(data.samples), how["recogniser_timeout"]) if heard else None,
         "tasks": how["tasks"] or None,

@@ -40,7 +40,7 @@ component_options = options(
     click.option("--heads", metavar="PRECISION", help="Of the LLM's heads and embedding in GGUF: q8_0, for instance."),
     click.option("--imatrix", metavar="FILE", help="llama.cpp's importance matrix, for the LLM's blocks in GGUF."),
     click.option("--target", "gpus", metavar="SM,...", help="GPUs that TensorRT builds engines for: sm_89,sm_120."),
-    click.option("--cache", type=click.IntRange(1), help="Frames of TensorRT's KV cache [default: the model's context]."),
+    click.option("--cache", type=click.IntRange(1), help="Frames in TensorRT's KV cache [default: all the model has]."),
     click.option("--threads", type=click.IntRange(1), help="Threads for the gate [default: all cores]."),
 )
 gate_options = options(
@@ -107,6 +107,7 @@ def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, 
     formats = profile.choices() if profile and not how["precision"] else dict.fromkeys(COMPONENTS, how["target"])
     formats.update({name: how[name] for name in COMPONENTS if how[name]})
     own = {"onnx": {k: how[k] for k in ("flavour", "block")}, "gguf": {k: how[k] for k in ("heads", "imatrix")}}
+    own["openvino"] = {"block": how["block"]}
     own["tensorrt"] = {"target": how["gpus"] or "", "cache": how["cache"], "block": how["block"]}
     choices(precision, formats, own)
     gate = GateOptions(dict(parse_limit(text) for text in how["gate"]), enforce=not how["no_gate"])

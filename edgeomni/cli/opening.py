@@ -32,7 +32,7 @@ def open_apart(engine: str, path: Path, timeout: float = OPENING_S) -> str:
             stderr=subprocess.PIPE,
             timeout=timeout,
             check=False,
-            env=_environment(),
+            env=environment(),
         )
     except subprocess.TimeoutExpired:
         return f"was not open after {timeout:g} s"
@@ -55,7 +55,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The parent's, with the parent's import path, and without the current directory, which may hold anything."""
     path = os.pathsep.join(p for p in sys.path if p)
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
+from rich.table import Table
 
 from ..hardware import detect, load_profile
 from ..printing import say, show
-from ..profiling import measure, report
+from ..profiling import compare, measure, report
 from ..spec import TASKS
 from .common import console, engine_options, options, overlap_option
 from .turn import window_of
@@ -35,23 +37,40 @@ job_options = options(
 @job_options
 @engine_options
 @overlap_option
+@click.option(
+    "--compare", "comparing", is_flag=True, help="Every set of engines that BUNDLE has; auto then takes the best."
+)
 @click.option("--profile", "profile_name", help="Hardware profile whose budgets apply (a missed one exits 3).")
 @click.option("--save", is_flag=True, help="Write profiles/results/<device>-<bundle>-<date>.json.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON line instead of tables.")
-def profile_(bundle: str, profile_name: str | None, save: bool, as_json: bool, **how: Any) -> None:
-    """Measure answers of BUNDLE (or a checkpoint directory) in a process of their own."""
+def profile_(bundle: str, comparing: bool, profile_name: str | None, save: bool, as_json: bool, **how: Any) -> None:
+    """Measure answers of BUNDLE (or a checkpoint directory) in a process of their own.
+
+    What was measured is remembered: --engine auto chooses by it, and tells by it what a step down costs.
+    """
     hardware = load_profile(profile_name) if profile_name else None
     how["encoder_window"] = window_of(how["encoder_window"])
     if hardware and not how["threads"]:
         how["threads"] = min(hardware.run.threads, detect().cores)
-    result = measure.measure_apart(measure.Job(bundle, **how))
+    job = measure.Job(bundle, **how)
+    if comparing:
+        result, shown = _compared(job, quiet=as_json)
+    else:
+        result = measure.measure_apart(job)
+        shown = report.tables(result)
     if as_json:
         click.echo(report.line(result))
     else:
         out = console()
-        for part in report.tables(result):
+        for part in shown:
             say(out, part) if isinstance(part, str) else show(out, part)
     if save:
         click.echo(f"saved {measure.save(result)}", err=True)
     if hardware:
         hardware.judge(measure.budget_figures(result))
+
+
+def _compared(job: measure.Job, quiet: bool) -> tuple[dict[str, Any], Iterator[str | Table]]:
+    """The report of the set that auto takes, with the others' figures beside it, and the tables that show all."""
+    found = compare.compare(job, lambda name: None if quiet else click.echo(f"measuring {name}", err=True))
+    return found.to_dict(), compare.tables(found)

@@ -58,7 +58,6 @@ answer_options = options(
         "--max-seconds", type=float, metavar="SECONDS", help=f"Sound at most [default: {MAX_SECONDS:g} for aa and ta]."
     ),
     click.option("--two-row/--one-row", default=True, show_default=True, help="aa: text from a row of its own."),
-    click.option("--strict", is_flag=True, help="Ids that are no codec entries are an error, not silence."),
     click.option("--codec-noise", type=int, metavar="SEED", help="Switch the codec's noise on, seeded."),
 )
 
@@ -109,7 +108,7 @@ def run_(
         request |= {"audio": audio, "sample_rate": rate, "channel": None}
     else:
         request["audio"] = question
-    session = Session.open(source, **{k: how[k] for k in ("threads", "device", "engine", "overlap")})
+    session = Session.open(source, **{k: how[k] for k in ("threads", "device", "engine", "overlap", "strict")})
     events = session.respond(task, **request)
     if sample and not how["quiet"]:
         click.echo(f"no question given, so {source} is asked its own sample: {sample.text}", err=True)

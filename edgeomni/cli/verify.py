@@ -79,9 +79,11 @@ def _versions(engines: dict[str, str]) -> str:
 
 def _opened(bundle: Bundle) -> Iterator[tuple[str, str]]:
     """Name of each graph, and what happened to the process that opened it; "" where all went well."""
-    for component in bundle.manifest.components.values():
+    for component in bundle.exports():
+        own = bundle.manifest.components[component.name] is component
+        place = component.name if own else f"{component.name} ({component.format})"
         for role, graph in component.graphs.items():
-            yield f"{component.name}/{role}", open_apart(component.engine, bundle.file(graph.path))
+            yield f"{place}/{role}", open_apart(component.engine, bundle.file(graph.path))
 
 
 def _text(report: dict[str, Any]) -> str:

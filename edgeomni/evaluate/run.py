@@ -13,7 +13,7 @@ import numpy as np
 from ..arrays import F32, I64
 from ..bundle import Bundle
 from ..data.sample import Sample
-from ..engines import Device, EngineName
+from ..engines import Device, EngineChoice
 from ..errors import AudioError, DataError, PromptError
 from ..overlap import OverlapChoice
 from ..sampling import Sampling, check_seed
@@ -53,9 +53,10 @@ def evaluate(
     seed: int = 0,
     asking: Asking | None = None,
     threads: int | None = None,
-    device: Device = "cpu",
-    engine: EngineName | None = None,
+    device: Device | None = None,
+    engine: EngineChoice = None,
     overlap: OverlapChoice = "auto",
+    strict: bool = False,
     name: str | None = None,
     progress: Progress = lambda task, done, total: None,
 ) -> Evaluation:
@@ -65,14 +66,15 @@ def evaluate(
     are asked for by name; it then has no ceiling. `recogniser`: one of its own, Hearings to share what was heard, or a
     name for `recogniser_of`; without one, the sound of aa and ta is not judged. `limit`: samples of each task at most.
     `max_bad`: samples that may be unusable; each is told in the result, with those that were `unreadable` before, which
-    count. `seed`: of the shuffled references. `threads`, `device`, `engine` and `overlap` are those of Session.open.
+    count. `seed`: of the shuffled references. `threads`, `device`, `engine`, `overlap` and `strict` are
+    Session.open's.
     `name` is what the result calls the source.
 
     Raises UsageError for tasks that the checkpoint does not have, DataError where more than `max_bad` samples or all
     of them cannot be used, EngineError where jiwer or the recogniser is missing or fails, and what Session.open raises.
     """
     check_seed(seed)
-    how: dict[str, Any] = {"threads": threads, "device": device, "engine": engine, "overlap": overlap}
+    how: dict[str, Any] = {"threads": threads, "device": device, "engine": engine, "overlap": overlap, "strict": strict}
     with _opened(source, how) as session:
         chosen, unfit = chosen_samples(samples, tasks, session.spec, limit)
         unusable = [*unreadable, *unfit]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from ..sampling import check_seed
 from ..spec import AdapterSpec, BodySpec, OmniSpec, TokenLayout
 from . import codecs, encoders, parts, sources
 from .omni import OmniModel, fill, skeleton
+from .optimum_graphs import held_against
 from .presets import draw
 from .tensors import Shapes, shapes_of, translated
 
@@ -40,7 +42,8 @@ def compose(
     streams: int | None = None,
     seed: int = 0,
 ) -> OmniModel:
-    """Hub ids or local directories -> OmniModel; `encoder` may also be an openai-whisper .pt file, `llm` a GGUF file.
+    """Hub ids or local directories -> OmniModel; `encoder` may also be an openai-whisper .pt file, `llm` a GGUF file;
+    both may be directories that `optimum-cli export onnx|openvino` made (optimum_graphs.py).
 
     `streams` (Mimi only): how many of its codebooks the model speaks, MIMI_STREAMS at most by default.
     New rows are drawn around the mean of the LLM's rows with their spread per dimension. No code of a part is run.
@@ -68,9 +71,20 @@ def compose(
     fill(model, {name: given[name] if name in given else draw(name, shape, seed) for name, shape in shapes.items()})
     model.tokenizer_json = sources.tokenizer_json(llm)
     model.provenance = _provenance({"encoder": encoder, "llm": llm, "codec": codec}, seed, tts_layers)
+    note_graphs(model, {"encoder": encoder, "llm": llm})
     model.licences = {part: sources.licence(s) for part, s in (("encoder", encoder), ("llm", llm), ("codec", codec))}
     note_limit(model, body)
     return model
+
+
+def note_graphs(model: OmniModel, given: Mapping[str, str]) -> None:
+    """Holds the parts that were read from optimum's graphs against those, and writes the result into the provenance.
+
+    Raises CheckpointError where they differ.
+    """
+    if told := held_against(model, given):
+        model.provenance["held_against"] = told
+        logger.info("%s", told)
 
 
 def note_limit(model: OmniModel, llm: parts.Llm) -> None:

@@ -6,17 +6,20 @@ Whether a part is supported is decided from its config.json alone, before any we
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import MimiConfig
 from transformers import WhisperConfig as Whisper
 
 from ..errors import CheckpointError
 from ..spec import BodySpec, EncoderSpec
 from . import bodies, codecs, encoders, sources
+from .optimum_graphs import GraphWeights, graph_of
 from .tensors import Shapes, differences, read_torch, refuse, refuse_deeper, refuse_unusable, shapes_of, translated
 
 MIMI_STREAMS = 8
@@ -107,24 +110,34 @@ def read_encoder(source: str, config: Config | None) -> Encoder:
         refuse_deeper(source, {"n_audio_layer": spec.layers}, len(state))
         names = encoders.names(spec)
         return Encoder(spec, n_mels, {n: state[o] for n in names if (o := encoders.openai_name(n)) in state})
+    with translated(f"{source}: config.json is no Whisper configuration"):
+        spec, n_mels = encoders.from_transformers(Whisper.from_dict(dict(config)))
+    if graph := graph_of(source, "encoder"):
+        layers = {"encoder_layers": spec.layers}
+        return Encoder(spec, n_mels, _from_graph(graph, layers, lambda: encoders.build(spec, n_mels)))
     state = {
         name.removeprefix("model.").removeprefix("encoder."): tensor
         for name, tensor in sources.weights(source, lambda n: n.removeprefix("model.").startswith("encoder.")).items()
     }
-    with translated(f"{source}: config.json is no Whisper configuration"):
-        spec, n_mels = encoders.from_transformers(Whisper.from_dict(dict(config)))
     refuse_deeper(source, {"encoder_layers": spec.layers}, len(state))
     return Encoder(spec, n_mels, state)
 
 
 def read_llm(source: str, config: Config) -> Llm:
     """Raises CheckpointError where the LLM's weights cannot be read, or differ from what its config.json says."""
-    found = sources.weights(source, lambda name: not name.endswith(".rotary_emb.inv_freq"))
-    state = {name.removeprefix("model."): tensor for name, tensor in found.items()}
-    refuse_deeper(source, {"num_hidden_layers": config.get("num_hidden_layers", 0)}, len(state))
+    graph, layers = graph_of(source, "llm"), {"num_hidden_layers": config.get("num_hidden_layers", 0)}
+    state: dict[str, Tensor] = {}
+    if graph is None:
+        found = sources.weights(source, lambda name: not name.endswith(".rotary_emb.inv_freq"))
+        state = {name.removeprefix("model."): tensor for name, tensor in found.items()}
+        refuse_deeper(source, layers, len(state))
     with translated(f"{source}: config.json is no {config['model_type']} configuration"):
         typed = bodies.LLMS[config["model_type"]].from_dict(dict(config))
         spec, context = bodies.spec_of(typed, source), bodies.max_context(typed)
+    if graph is not None:
+        words = (typed.vocab_size, spec.width)
+        tables = {"embed_tokens.weight": words, **({} if typed.tie_word_embeddings else {"lm_head.weight": words})}
+        state = _from_graph(graph, layers, lambda: bodies.build(spec, 1), tables)
     if typed.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     limit = None
@@ -142,6 +155,20 @@ def read_codec(source: str, config: Config, streams: int | None) -> Codec:
         return Codec(chosen, codecs.modern_names(state))
     refuse_unusable(source, state)
     return Codec(chosen, codecs.mimi_tensors(chosen, state, source))
+
+
+def _from_graph(
+    graph: Path, layers: Config, build: Callable[[], nn.Module], more: Shapes | None = None
+) -> dict[str, Tensor]:
+    """The tensors of the module that `build` makes, and `more`, read out of a graph that optimum wrote.
+
+    `layers`: the configuration's name of each number of layers, and its value, checked before anything is built.
+    """
+    weights = GraphWeights(graph)
+    weights.refuse_deeper(layers)
+    with translated(f"{graph}: no model can be built of its config.json"), torch.device("meta"):
+        shapes = shapes_of(build().state_dict())
+    return weights.read({**shapes, **(more or {})})
 
 
 def refuse_misfits(source: str, expected: Shapes, state: dict[str, Tensor]) -> None:

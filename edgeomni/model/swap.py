@@ -269,6 +269,7 @@ def _describe(model: OmniModel, old: OmniModel, given: dict[str, str], new: _Par
         "seed": seed,
         "source_hash": hashlib.sha256("\n".join(marks).encode()).hexdigest(),
     }
+    compose.note_graphs(model, given)
     model.licences = {**old.licences, **{name: sources.licence(source) for name, source in given.items()}}
     model.tokenizer_json = old.tokenizer_json
     if new.llm:

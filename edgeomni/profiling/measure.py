@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
+from .. import __version__, measured
 from ..bundle import Bundle, is_bundle
-from ..engines import Device, EngineName
+from ..engines import ENGINES, Device, EngineChoice
 from ..errors import EdgeOmniError, GateError, UsageError
 from ..hardware import check_threads, detect
 from ..outputs import write_file
 from ..overlap import OverlapChoice
+from ..runtimes import versions_of
 from ..sampling import Sampling
 from ..session import Session, TurnEnd
 from ..shipped import to_run
@@ -72,9 +73,10 @@ class Job:
     forced_frames: int | None = None
     forced_text_end: int | None = None
     threads: int | None = None
-    device: Device = "cpu"
-    engine: EngineName | None = None
+    device: Device | None = None
+    engine: EngineChoice = None
     overlap: OverlapChoice = "auto"
+    strict: bool = False
     encoder_window: float | str | None = None
 
     def __post_init__(self) -> None:
@@ -117,15 +119,15 @@ def measure(job: Job) -> dict[str, Any]:
     Raises what Session raises.
     """
     began = perf_counter()
-    source = to_run(job.source, job.engine)
+    source = to_run(job.source, job.engine if isinstance(job.engine, str) else None)
     bundle = Bundle.open(source) if is_bundle(source) else None
-    how: dict[str, Any] = {name: getattr(job, name) for name in ("threads", "device", "engine", "overlap")}
+    how: dict[str, Any] = {name: getattr(job, name) for name in ("threads", "device", "engine", "overlap", "strict")}
     session = Session.open(bundle or source, **how)
     load_s = perf_counter() - began
     arguments = _arguments(job, session.spec, bundle)
     ends = [_turn(session, job.task, arguments) for _ in range(job.warmup + job.turns)][job.warmup :]
     machine = detect()
-    return {
+    report = {
         "edgeomni": __version__,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": machine.label,
@@ -133,12 +135,36 @@ def measure(job: Job) -> dict[str, Any]:
         "job": asdict(job),
         "bundle": _bundle_facts(job.source, bundle),
         "forced_frames": _forced(arguments),
+        "engines": session.ways,
         "overlap": session.overlap,
         "load_s": load_s,
         "turn": _medians(ends),
         "stages": _stages(ends),
         "peak_rss_mb": peak_rss_mb(),
     }
+    if bundle is not None:
+        _remember(report, job, bundle)
+    return report
+
+
+def _remember(report: dict[str, Any], job: Job, bundle: Bundle) -> None:
+    """Keeps what `--engine auto` chooses by, and what a step down is priced by."""
+    names = dict.fromkeys(way.split(" on ")[0] for way in report["engines"].values())
+    asked = ("task", "audio", "text", "seconds", "forced_frames", "forced_text_end", "overlap", "encoder_window")
+    measured.remember(
+        measured.Run(
+            bundle=bundle.digest,
+            machine=measured.this_machine(),
+            threads=job.threads,
+            question={name: getattr(job, name) for name in asked},
+            ways=report["engines"],
+            versions=versions_of(ENGINES[name] for name in names),
+            date=report["date"],
+            stages={name: row["p50_ms"] for name, row in report["stages"].items()},
+            ttfa=report["turn"].get("ttfa"),
+            rtf=report["turn"].get("rtf"),
+        )
+    )
 
 
 def budget_figures(report: dict[str, Any]) -> dict[str, float | None]:

@@ -56,7 +56,7 @@ def tables(report: dict[str, Any]) -> Iterator[str | Table]:
 
 def _subject(report: dict[str, Any]) -> str:
     job, bundle = report["job"], report["bundle"]
-    parts = [f"{k} {v}" for k, v in bundle.get("components", {}).items()]
+    parts = [f"{k} {v}" for k, v in (report.get("engines") or bundle.get("components", {})).items()]
     if bundle.get("weights") == "random":
         parts.append("random weights")
     if report["forced_frames"]:

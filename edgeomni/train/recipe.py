@@ -26,7 +26,7 @@ from ..errors import EdgeOmniError, TrainError, UsageError
 from ..outputs import first_few, named, write_file
 from ..schema import Source, parse_json, read_bytes, typed
 from ..workspaces import orderly_end
-from .recipe_process import GRACE_S, Beside, alone_in, end_commands, ended, run_command
+from .recipe_process import GLANCE_S, GRACE_S, Beside, alone_in, end_commands, ended, run_command
 
 Some = Annotated[str, Meta(min_length=1, max_length=1000)]
 STEPS = "steps.json"
@@ -134,11 +134,11 @@ def _take_side_by_side(
                     beside = None if alone else Beside(step.makes, max(1, (os.cpu_count() or 1) // jobs))
                     task = pool.submit(_take, step, _title(recipe, step), root, say, run, beside)
                     running[task] = step
-                for task in wait(running, return_when=FIRST_COMPLETED).done:
+                for task in wait(running, GLANCE_S, FIRST_COMPLETED).done:
                     note(running.pop(task), task.result())
         except BaseException as exc:
             # Ctrl-C has reached the commands too, from the terminal. Where one has failed, the others are told to end.
-            end_commands(GRACE_S if isinstance(exc, KeyboardInterrupt) else 0.0)
+            end_commands(running, GRACE_S if isinstance(exc, KeyboardInterrupt) else 0.0)
             raise
 
 

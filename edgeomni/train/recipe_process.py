@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsageError
 from ..workspaces import orderly_end
@@ -23,6 +25,8 @@ except ImportError:  # Windows: nothing is locked there
 _INTERRUPTED = (130, -signal.SIGINT)
 GRACE_S = 60.0
 """How long a command that Ctrl-C has told to end may take for it."""
+GLANCE_S = 0.5
+"""How long the main thread waits at a time. Of a signal that comes just before a wait Python takes note after it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def run_command(words: list[str], root: Path, beside: Beside | None = None) -> i
         try:
             if beside is not None:
                 _repeat_lines(process, beside.name)
-            code = process.wait()
+            code = _end_of(process)
         except KeyboardInterrupt:  # which the terminal sends to the command too
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
@@ -71,13 +75,26 @@ def _begun(command: list[str], root: Path, beside: Beside | None) -> subprocess.
     return subprocess.Popen(command, cwd=root, close_fds=False, text=True, stdout=pipe, stderr=both, env=shared)
 
 
-def end_commands(grace_s: float = 0.0) -> None:
-    """Ends the commands that other threads run, after giving them `grace_s` seconds to end by themselves."""
-    until = time.monotonic() + grace_s
-    while _running and time.monotonic() < until:
+def end_commands(tasks: Iterable[Future[Any]], grace_s: float = 0.0) -> None:
+    """Ends the commands that other threads run for `tasks`, and returns once all tasks are done.
+
+    Commands are given `grace_s` seconds to end by themselves. What has not begun is not begun any more; a command that
+    is begun in this very moment is ended as soon as its thread knows of it.
+    """
+    left, until = [task for task in tasks if not task.cancel()], time.monotonic() + grace_s
+    told = set["subprocess.Popen[str]"]()
+    while not all(task.done() for task in left):
+        if time.monotonic() >= until:
+            for process in set(_running) - told:
+                process.terminate()
+                told.add(process)
         time.sleep(0.05)
-    for process in list(_running):
-        process.terminate()
+
+
+def _end_of(process: subprocess.Popen[str]) -> int:
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(GLANCE_S)
 
 
 def _repeat_lines(process: subprocess.Popen[str], name: str) -> None:

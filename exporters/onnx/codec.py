@@ -23,7 +23,7 @@ from edgeomni.bundle import Component, GraphEntry, describe_files
 from edgeomni.exporters.onnx import codec_attention, snake
 from edgeomni.exporters.onnx.codec_builder import END, CodecBuilder, Signal
 from edgeomni.exporters.onnx.graph import FLOAT, INT64, Graph, signature
-from edgeomni.exporters.onnx.operators import operators_for
+from edgeomni.exporters.onnx.operators import Operators, operators_for
 from edgeomni.exporters.onnx.options import Flavour, OnnxOptions
 from edgeomni.exporters.onnx.precisions import schemes_for
 from edgeomni.model import codec_plan as ops
@@ -56,12 +56,15 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, options:
     )
 
 
-def build(plan: CodecPlan, flavour: Flavour, *, half: bool) -> tuple[Graph, dict[str, Any]]:
+def build(
+    plan: CodecPlan, flavour: Flavour, *, half: bool, operators: Operators | None = None
+) -> tuple[Graph, dict[str, Any]]:
     """The graph of a codec's layers, and what a runtime must feed to it; `half` stores weights in half precision.
 
-    Gains between layers (1 / alpha of the snakes) are folded into the neighbouring weights.
+    `operators` replaces the flavour's, for a format that has its own (exporters/openvino). Gains between layers
+    (1 / alpha of the snakes) are folded into the neighbouring weights.
     """
-    builder = CodecBuilder(operators_for(flavour, "codec", OPSET), half=half)
+    builder = CodecBuilder(operators or operators_for(flavour, "codec", OPSET), half=half)
     layers = _Layers(builder)
     wave = layers.run(plan.ops[1:], layers.lookup(plan.ops[0]), None)  # type: ignore[arg-type]
     builder.graph.output("wave", FLOAT, [1, 1, "samples"], builder.natural(wave))

@@ -18,14 +18,17 @@ _ROUND = 1.5 * 2.0**23
 """Adding and subtracting it rounds a float32 to a whole number, in two fast passes where Round is a slow one."""
 
 
-def monic_sine(g: Graph, u: str) -> str:
-    """sin(pi u) / LEAD, up to its sign; same shape as u."""
-    magic = g.floats("snake.round", _ROUND)
-    whole = g.op("Sub", [g.op("Add", [u, magic]), magic])
-    f = g.op("Sub", [u, whole])
+def monic_sine(g: Graph, u: str, *, by_round: bool = False) -> str:
+    """sin(pi u) / LEAD, up to its sign; same shape as u. `by_round` takes the operator Round to find whole numbers."""
+    f = g.op("Sub", [u, g.op("Round", [u]) if by_round else _rounded(g, u)])
     square = g.op("Mul", [f, f])
     y = square
     for i in reversed(range(len(_C) - 1)):
         y = g.op("Add", [y, g.floats(f"snake.c{i}", _C[i] / LEAD)])
         y = g.op("Mul", [y, square if i else f])
     return y
+
+
+def _rounded(g: Graph, u: str) -> str:
+    magic = g.floats("snake.round", _ROUND)
+    return g.op("Sub", [g.op("Add", [u, magic]), magic])

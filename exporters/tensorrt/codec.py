@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-
 from edgeomni.exporters.onnx.graph import FLOAT, Graph
 from edgeomni.exporters.tensorrt.codec_builder import StaticBuilder
 from edgeomni.exporters.tensorrt.codec_layers import StaticLayers
@@ -57,5 +56,3 @@ def _recipe(plan: CodecPlan, meta: dict[str, Any]) -> Recipe:
     for i, pace in enumerate(meta["noise"]):
         profile[f"noise.{i}"] = [[1, 1, n * pace["scale"]] for n in pushes]
     return Recipe([profile])
-
-

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgeomni.arrays import F32
-from edgeomni.exporters.onnx.graph import FLOAT, INT64, Graph
+from edgeomni.exporters.onnx.graph import FLOAT, INT64
 from edgeomni.exporters.tensorrt.operators import TensorRtOperators
 from edgeomni.model.codec_plan import Pace
 
@@ -73,7 +73,10 @@ class StaticBuilder:
 
     def positions(self, x: str, pace: Pace, axis: int = 2) -> str:
         """Of each sample of x, counted from the answer's start; int64 [n], negative before it."""
-        return self.graph.op("Add", [self.steps(x, axis), self.graph.op("Sub", [self._scaled(self._pushed, pace), self._number(pace.lag)])])
+        return self.graph.op(
+            "Add",
+            [self.steps(x, axis), self.graph.op("Sub", [self._scaled(self._pushed, pace), self._number(pace.lag)])],
+        )
 
     def valid(self, x: str, pace: Pace) -> str:
         """x [1, channels, n] with zeros where a position lies before the answer's start or behind its end."""

@@ -73,7 +73,10 @@ class StaticLayers:
         g, m = self.graph, len(op.taps)
         z = self.builder.joined(op.name, x, op.inputs, op.left)
         windows = [self.builder.slice(z, j, j - m + 1 or END, 2) for j in range(m)] if m > 1 else [z]
-        y = g.op("Reshape", [self._depthwise(op, windows) if op.depthwise else self._rows(op, windows), g.ints(1, -1, op.outputs)])
+        y = g.op(
+            "Reshape",
+            [self._depthwise(op, windows) if op.depthwise else self._rows(op, windows), g.ints(1, -1, op.outputs)],
+        )
         if op.bias is not None:
             y = g.op("Add", [y, self.builder.const(f"{op.name}.bias", op.bias)])
         return self.builder.valid(g.op("Transpose", [y], perm=[0, 2, 1]), self._pace[id(op)])

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from edgeomni.exporters.onnx.encoder import EncoderBuilder
 from edgeomni.exporters.onnx.graph import Graph
 from edgeomni.exporters.onnx.weights import PackedWeights
+from edgeomni.exporters.tensorrt.made import Made, Recipe, is_half
 from edgeomni.exporters.tensorrt.operators import OPSET, TensorRtOperators
 from edgeomni.exporters.tensorrt.options import TensorRtOptions
 from edgeomni.exporters.tensorrt.precisions import block_for, schemes_for
-from edgeomni.exporters.tensorrt.made import Made, Recipe, is_half
 
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
@@ -47,5 +47,3 @@ class _Builder(EncoderBuilder):
             bias = g.const(self.weights.array(f"{name}.bias")[:, None], f"{name}.bias")
             x = operators.gelu(g.op("Add", [y, bias]))
         return g.op("Transpose", [x], perm=[0, 2, 1])
-
-

@@ -13,10 +13,10 @@ from edgeomni.exporters.onnx.body import DecoderStack, build_with, rope_of
 from edgeomni.exporters.onnx.graph import FLOAT, INT64, Graph
 from edgeomni.exporters.onnx.weights import PARTS, PackedWeights, Part, embedding_rows, head_rows
 from edgeomni.exporters.tensorrt.attention import StaticCache
+from edgeomni.exporters.tensorrt.made import Made, Recipe, is_half
 from edgeomni.exporters.tensorrt.operators import OPSET, TensorRtOperators
 from edgeomni.exporters.tensorrt.options import TensorRtOptions
 from edgeomni.exporters.tensorrt.precisions import block_for, schemes_for
-from edgeomni.exporters.tensorrt.made import Made, Recipe, is_half
 from edgeomni.quantize.schemes import Packed, Scheme, quantize
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeomni.bundle import Bundle
 from edgeomni.components import OpenOptions
+from edgeomni.errors import EngineError
 
 
 def open_component(bundle: Bundle, name: str, options: OpenOptions) -> Any:
@@ -41,6 +42,17 @@ def open_exact(bundle: Bundle, name: str, options: OpenOptions) -> Any | None:
 def wrong_kernels(bundle: Bundle, name: str) -> int | None:
     """None: llama.cpp does not tell which kernels it runs."""
     return None
+
+
+def problem(device: str) -> str:
+    """Why llama.cpp cannot compute on that device here, and what to do; "" where it can."""
+    try:
+        from edgeomni.runtimes.llamacpp.library import use_device
+
+        use_device(device)
+    except EngineError as exc:
+        return str(exc)
+    return ""
 
 
 def version() -> str:

@@ -39,6 +39,15 @@ def wrong_kernels(bundle: Bundle, name: str) -> int | None:
     return kernel_check.wrong_kernels(bundle, bundle.manifest.components[name])
 
 
+def problem(device: str) -> str:
+    """Why ONNX Runtime cannot compute on that device here, and what to do; "" where it can."""
+    try:
+        from edgeomni.runtimes.onnxruntime import providers
+    except ImportError as exc:
+        return f"onnxruntime is not installed or cannot be loaded ({exc}); {ENGINES['onnxruntime'].install}"
+    return providers.problem(device)
+
+
 def version() -> str:
     """The version of the installed ONNX Runtime."""
     for distribution in ENGINES["onnxruntime"].distributions:

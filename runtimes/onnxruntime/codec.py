@@ -29,7 +29,7 @@ class OrtCodec(StreamingCodec[Kept]):
         self._sessions, self._path = sessions, bundle_path / component.graphs["codec"].path
         self._session = self._all = sessions.open(self._path)
         self._with_fewer: dict[int, ort.InferenceSession] = {}
-        self._device = getattr(sessions, "device", "cpu")
+        self._device = getattr(sessions, "memory", "cpu")
         self._states = [state["name"] for state in meta["states"]]
         self._initial = {s["name"]: self._value(np.zeros(s["shape"], s["dtype"])) for s in meta["states"]}
         self._edges = {(first, last): self._edge_values(meta, first, last) for first in (0, 1) for last in (0, 1)}

@@ -68,7 +68,9 @@ def rounding(path: str) -> bytes:
 def _widened_attention(node: Any) -> list[Any]:
     """The node behind casts of its queries, keys and values from half to float32."""
     wide = [f"{node.output[0]}.{part}" for part in ("query", "key", "value")]
-    casts = [helper.make_node("Cast", [x], [y], to=TensorProto.FLOAT) for x, y in zip(node.input[:3], wide, strict=True)]
+    casts = [
+        helper.make_node("Cast", [x], [y], to=TensorProto.FLOAT) for x, y in zip(node.input[:3], wide, strict=True)
+    ]
     node.input[:3] = wide
     return [*casts, node]
 
@@ -76,9 +78,3 @@ def _widened_attention(node: Any) -> list[Any]:
 def _nothing(x: str, y: str) -> list[Any]:
     inside = y + _INSIDE
     return [helper.make_node("Unsqueeze", [x, _AXIS], [inside]), helper.make_node("Squeeze", [inside, _AXIS], [y])]
-
-
-
-
-
-

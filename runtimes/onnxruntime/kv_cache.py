@@ -10,6 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
+from edgeomni.runtimes.onnxruntime.captured import Recorded, not_recorded
 from edgeomni.spec import BodySpec
 
 
@@ -28,6 +29,8 @@ class Stack:
     puts_out_body: bool = False
     """Has the output body_out: the body of a model with a TTS adapter."""
     kv: type[np.floating[Any]] = np.float32
+    records: bool = False
+    """Its session records CUDA graphs of single frames (captured.py)."""
 
 
 class Buffers:
@@ -74,21 +77,38 @@ class _Binding:
         self._stack, self._rows = buffers.stack, rows
         self._io = self._stack.session.io_binding()
         shape = (rows, self._stack.body.kv_heads, buffers.frames, self._stack.body.head_dim)
-        for name, array in zip(buffers.names, buffers.arrays, strict=True):
-            place = (self._stack.device, 0, self._stack.kv, shape, _address(array))
-            self._io.bind_input(f"past_{name}", *place)
-            self._io.bind_output(f"present_{name}", *place)
+        self._shape, self._caches = shape, dict(zip(buffers.names, buffers.arrays, strict=True))
+        self._bind_cache(self._io)
         self._one = _Step(self._stack, rows, 1)
         self._bound: _Step | None = None
+        self._recorded: Recorded | None = None
+        if self._stack.records:
+            ports = self._one.inputs, self._one.outputs
+            self._recorded = Recorded(self._stack.session, self._stack.device, *ports, self._bind_cache)
+
+    def _bind_cache(self, io: Any) -> None:
+        for name, array in self._caches.items():
+            place = (self._stack.device, 0, self._stack.kv, self._shape, _address(array))
+            io.bind_input(f"past_{name}", *place)
+            io.bind_output(f"present_{name}", *place)
 
     def run(self, embeds: F32, past: int, options: ort.RunOptions | None) -> tuple[F32, F32 | None]:
         step = self._one if embeds.shape[1] == 1 else _Step(self._stack, self._rows, embeds.shape[1])
         step.fill(embeds, past)
+        if step is self._one and self._recorded is not None and not self._recorded.failed:
+            found = self._recorded.run(step.inputs, options, lambda: self._computed(step, None))
+            return found["hidden"][:, 0].copy(), found.get("body_out")
+        found = self._computed(step, options)
+        return found["hidden"][:, 0].copy(), step.body_out()
+
+    def _computed(self, step: _Step, options: ort.RunOptions | None) -> dict[str, NDArray[Any]]:
+        if self._stack.records:
+            options = not_recorded(options)
         if self._bound is not step or self._stack.device != "cpu":  # a GPU copies its inputs when they are bound
             step.bind(self._io)
             self._bound = step
         self._stack.session.run_with_iobinding(self._io, options)
-        return step.outputs["hidden"][:, 0].copy(), step.body_out()
+        return step.outputs
 
 
 class _Step:

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from edgeomni.arrays import F32, I32, I64
 from edgeomni.bundle import Component
 from edgeomni.components import Features
 from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
-from edgeomni.runtimes.common.embedding_table import RowTable
+from edgeomni.runtimes.common.frame_embedding import FrameEmbedding
 from edgeomni.runtimes.common.parallel_heads import ParallelHeads
+from edgeomni.runtimes.onnxruntime import captured
 from edgeomni.runtimes.onnxruntime.kv_cache import Buffers, Stack, cache_type
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, interruptible, translated
 from edgeomni.spec import OmniSpec
@@ -58,10 +57,14 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
     def __init__(self, path: Path, component: Component, spec: OmniSpec, sessions: SessionFactory) -> None:
         self._spec, self._context = spec, int(component.meta["context"])
         order = sorted(component.graphs, key=lambda role: not role.endswith("head"))
-        # Heads first: while a weight is packed it is in memory twice, and theirs are the largest.
-        graphs = {role: sessions.open(path / component.graphs[role].path) for role in order}
-        self._text_head, self._audio_head = graphs["text_head"], graphs["audio_head"]
         kind = component.meta.get("attention", "static")
+        records = captured.wanted(sessions.device, kind)
+        # Heads first: while a weight is packed it is in memory twice, and theirs are the largest.
+        graphs = {
+            role: sessions.open(path / component.graphs[role].path, records=records and not role.endswith("head"))
+            for role in order
+        }
+        self._text_head, self._audio_head = graphs["text_head"], graphs["audio_head"]
         self._fixed = kind == "static"
         self._stacks = tuple(
             Stack(
@@ -69,15 +72,15 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
                 kind,
                 spec.body,
                 layers,
-                sessions.device,
-                role == "body" and "tts" in graphs,
-                cache_type(graphs[role]),
+                sessions.memory,
+                puts_out_body=role == "body" and "tts" in graphs,
+                kv=cache_type(graphs[role]),
+                records=records,
             )
             for role, layers in (("body", spec.body.layers), ("tts", spec.tts_layers))
             if role in graphs
         )
-        tables = component.meta["tables"]
-        self._text_table, self._audio_table = RowTable(path, tables["text"]), RowTable(path, tables["audio"])
+        self._embedding = FrameEmbedding(path, component.meta["tables"], spec.layout)
         self._spare: deque[tuple[Buffers, ...]] = deque(maxlen=_SPARE_STATES)
 
     def start(self, rows: int, max_frames: int) -> OrtState:
@@ -99,7 +102,7 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
             raise EngineError(f"ids have {rows} row(s) of {frames} frames, but {state.rows} row(s) are active")
         if state.length + frames > state.capacity:
             raise EngineError(f"the cache holds {state.capacity} frames; {state.length} + {frames} are too many")
-        embeds = self.embed(ids, features)
+        embeds = self._embedding.embed(ids, features)
         at_once = _PREFILL_FRAMES if rows == 1 else 1  # behind cached frames the operator takes several of one row only
         for i in range(0, frames, at_once):
             hidden = self._append(embeds[:, i : i + at_once], state, interrupt)
@@ -129,20 +132,6 @@ class OrtLanguageModel(ParallelHeads[OrtHidden]):
     def close(self) -> None:
         """Gives back the buffers kept for later turns; sessions and tables go with the object."""
         self._spare.clear()
-
-    def embed(self, ids: I32, features: Sequence[Features] = ()) -> F32:
-        """ids [rows, K+1, t] -> [rows, t, D]: the mean over the K+1 streams, K of them replaced by a feature."""
-        rows, streams, frames = ids.shape
-        audio = self._audio_table[(ids[:, :-1] - self._spec.layout.text_vocab).reshape(-1)]
-        audio = audio.reshape(rows, streams - 1, frames, -1).sum(1)
-        for segment in features:
-            if segment.start < 0 or segment.stop > frames:
-                raise EngineError(
-                    f"features for positions {segment.start} to {segment.stop} do not fit {frames} positions of ids"
-                )
-            audio[:, segment.start : segment.stop] = segment.values * np.float32(streams - 1)
-        text = self._text_table[ids[:, -1].reshape(-1)].reshape(rows, frames, -1)
-        return np.ascontiguousarray((audio + text) / np.float32(streams))
 
     def _append(self, embeds: F32, state: OrtState, interrupt: Interrupt | None) -> OrtHidden:
         remedy = "check memory, or verify the bundle with `edgeomni verify`"

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeomni.errors import EngineError
+from edgeomni.errors import EngineError, EngineUnavailable
 from edgeomni.hardware import check_threads, detect
 from edgeomni.install_hint import install_command
 from edgeomni.interrupt import Interrupt, Interrupted
@@ -19,20 +19,24 @@ from edgeomni.interrupt import Interrupt, Interrupted
 try:
     import onnxruntime as ort
 except ImportError as exc:
-    raise EngineError(
-        f"the onnxruntime engine is not installed or cannot be loaded ({exc}); {install_command()}"
+    raise EngineUnavailable(
+        "package", f"the onnxruntime engine is not installed or cannot be loaded ({exc}); {install_command()}"
     ) from exc
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+from edgeomni.runtimes.onnxruntime import providers
+
 _LOAD_REMEDY = (
     "verify the bundle with `edgeomni verify`, export it again, or update ONNX Runtime, of which bundles in the "
     "portable flavour need 1.25 or newer"
 )
+_MEMORY_REMEDY = "close what else uses the device's memory, take a smaller precision, or use --device cpu"
+_NO_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "cudaerrormemoryallocation")
+"""How ONNX Runtime's arena, the C++ library and CUDA say that there is no memory left."""
 SPIN_US = 20
 """Microseconds: frames of an LLM alone take as long as without a limit, those beside a codec take a fifth less."""
 HalfMode = Literal["free", "rounding", "widened"]
-"""free: as ONNX Runtime likes, which on a CPU is float32 between the weights. rounding: wherever a GPU would. widened: in
-float32, caches included. The last two need the package onnx, and are for the gate."""
+"""free: as ONNX Runtime likes, which on a CPU is float32 between the weights. rounding: wherever a GPU would. widened:
+in float32, caches included. The last two need the package onnx, and are for the gate."""
 _QUIET = 3
 """ONNX Runtime's log level for errors only."""
 
@@ -62,16 +66,17 @@ class SessionFactory:
         check_threads(threads)
         self._half = half
         self.threads, self.device, self._exact, self._side_by_side = threads, device, exact, side_by_side
-        self._providers = _providers(device)
+        self._providers = providers.usable(device)
+        self.memory = providers.MEMORY[device]
 
     def with_threads(self, threads: int) -> SessionFactory:
         """The same, but for the number of threads."""
-        return SessionFactory(
-            threads, self.device, exact=self._exact, side_by_side=self._side_by_side, half=self._half
-        )
+        return SessionFactory(threads, self.device, exact=self._exact, side_by_side=self._side_by_side, half=self._half)
 
-    def open(self, path: Path, *, dynamic: bool = False) -> ort.InferenceSession:
+    def open(self, path: Path, *, dynamic: bool = False, records: bool = False) -> ort.InferenceSession:
         """A session on the graph at `path`; `dynamic`: with DynamicQuantizeMatMul. Raises EngineError with the file.
+
+        `records`: it records CUDA graphs (captured.py).
 
         x86 without VNNI adds up u8 x s8 products in 16 bits, which overflows: there `dynamic` makes the weights u8,
         which is exact (and with VNNI would cost 50 %).
@@ -82,10 +87,17 @@ class SessionFactory:
                 return self._open_half(path, options, self._half)
             options.add_session_config_entry("session.x64quantprecision", str(int(dynamic and _u8s8_overflows())))
             if path not in self._exact:
-                return ort.InferenceSession(_existing(path), options, providers=self._providers)
+                return self._session(_existing(path), options, records)
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-            return ort.InferenceSession(_with_float_activations(_existing(path)), options, providers=self._providers)
+            return self._session(_with_float_activations(_existing(path)), options)
+
+    def _session(self, graph: str | bytes, options: ort.SessionOptions, records: bool = False) -> ort.InferenceSession:
+        """Raises EngineUnavailable where ONNX Runtime would quietly compute on the CPU instead of the device."""
+        chosen = providers.recording(self._providers) if records else self._providers
+        session = ort.InferenceSession(graph, options, providers=chosen, enable_fallback=0)
+        providers.demand(self.device, session)
+        return session
 
     def _open_half(self, path: Path, options: ort.SessionOptions, mode: HalfMode) -> ort.InferenceSession:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
@@ -135,7 +147,7 @@ def optimized_ops(path: Path) -> Counter[str]:
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         options.add_session_config_entry("session.disable_prepacking", "1")
         with translated(f"{path.name} cannot be optimised", "export the checkpoint again"):
-            ort.InferenceSession(_existing(path), options, providers=[_PROVIDERS["cpu"]])
+            ort.InferenceSession(_existing(path), options, providers=[providers.NAMES["cpu"]])
         graph = onnx.load(target, load_external_data=False).graph
     constants = {t.name for t in graph.initializer}
     return Counter(_describe(node, constants) for node in graph.node)
@@ -168,8 +180,10 @@ def translated(what: str, remedy: str) -> Iterator[None]:
         yield
     except EngineError:
         raise
-    except _FOREIGN as exc:
+    except (*_FOREIGN, MemoryError) as exc:
         reason = str(exc).strip().partition("\n")[0] or type(exc).__name__
+        if isinstance(exc, MemoryError) or any(words in str(exc).lower() for words in _NO_MEMORY):
+            raise EngineUnavailable("memory", f"{what}: too little memory ({reason}); {_MEMORY_REMEDY}") from exc
         raise EngineError(f"{what}: {reason}; {remedy}") from exc
 
 
@@ -221,15 +235,3 @@ def _existing(path: Path) -> str:
     if not path.is_file():
         raise EngineError(f"{path.name} is missing from {path.parent}; copy the bundle again, whole")
     return os.fspath(path)
-
-
-def _providers(device: str) -> list[str]:
-    if device not in _PROVIDERS:
-        raise EngineError(f"onnxruntime: unknown device {device!r}; known are {', '.join(_PROVIDERS)}")
-    wanted = _PROVIDERS[device]
-    if wanted not in ort.get_available_providers():
-        raise EngineError(
-            f"this onnxruntime {ort.__version__} has no {wanted} (it has {', '.join(ort.get_available_providers())}); "
-            "install onnxruntime-gpu in place of onnxruntime, or use --device cpu"
-        )
-    return [wanted] if device == "cpu" else [wanted, _PROVIDERS["cpu"]]

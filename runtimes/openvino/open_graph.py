@@ -1,0 +1,24 @@
+"""Opens one model and ends: `python -m edgeomni.runtimes.openvino.open_graph FILE`, for `edgeomni verify`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from edgeomni.errors import EdgeOmniError
+
+
+def main(path: str) -> int:
+    """0 when the model opens; 1 with the engine's message on stderr. What aborts the engine ends the process."""
+    try:
+        from edgeomni.runtimes.openvino.models import ModelFactory
+
+        ModelFactory(threads=1).open(Path(path))
+    except EdgeOmniError as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

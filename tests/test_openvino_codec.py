@@ -1,0 +1,67 @@
+"""The streaming codec in OpenVINO against the offline decode of the original packages, sample by sample."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from codec_models import offline, pushes, random_codes, stream
+from numpy.testing import assert_allclose
+from test_codec_streams import CODECS, model_of, noise_for, reference
+
+if find_spec("openvino") is None:
+    pytest.skip("OpenVINO is not installed", allow_module_level=True)
+
+from edgeomni.exporters import exporter_of
+from edgeomni.model.codec_reader import halved, read_plan
+from edgeomni.runtimes.openvino.codec import OvCodec
+from edgeomni.runtimes.openvino.models import ModelFactory
+from edgeomni.runtimes.torch.codec import TorchCodec
+
+
+def decoder_of(model: Any, root: Path, precision: str = "fp32") -> OvCodec:
+    component = exporter_of("openvino").export(model, "codec", root, precision)
+    assert exporter_of("openvino").altered(model, component, root) == []
+    return OvCodec(root, component, model.spec, ModelFactory(1))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_joined_pushes_equal_the_offline_decode(name: str, tmp_path: Path) -> None:
+    codec, spec = reference(name)
+    decoder = decoder_of(model_of(codec, spec), tmp_path)
+    # Mimi's keys and values grow with the stream, so that only its first push has a length known beforehand.
+    assert len(decoder._fixed) == (1 if name.startswith("mimi") else 2)
+    first, step = decoder.first_push, decoder.push_multiple
+    steady = [first, step, 2 * step, 4 * step, 4 * step, 4 * step, 1]  # as an answer is streamed
+    for sizes, empty_end in ((steady, False), ([1], True), ([2, 1], False), (pushes(first + 9, first, seed=1), True)):
+        frames = sum(sizes)
+        codes = random_codes(spec, frames, seed=frames)
+        joined = np.concatenate(stream(decoder, codes, sizes, empty_end=empty_end))
+        assert joined.shape == (frames * spec.frame_samples,)
+        assert_allclose(joined, offline(codec, spec, codes), atol=1e-4, rtol=1e-5, err_msg=f"{sizes}")
+
+
+def test_seeded_noise_equals_the_seeded_offline_decode(tmp_path: Path) -> None:
+    codec, spec = reference("snac24")
+    decoder = decoder_of(model_of(codec, spec), tmp_path)
+    frames = decoder.first_push + 8
+    codes, noise = random_codes(spec, frames), noise_for(decoder, frames, seed=11)
+    joined = np.concatenate(stream(decoder, codes, [decoder.first_push, 4, 4], seed=11))
+    assert_allclose(joined, offline(codec, spec, codes, noise), atol=1e-4)
+
+
+def test_fp16_stores_half_and_computes_as_the_halved_plan(tmp_path: Path) -> None:
+    codec, spec = reference("snac24")
+    model = model_of(codec, spec)
+    decoder = decoder_of(model, tmp_path, "fp16")
+    whole = decoder_of(model, tmp_path / "whole")
+    assert whole is not None
+    sizes = [(root / "codec/codec.bin").stat().st_size for root in (tmp_path, tmp_path / "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+    codes = random_codes(spec, 9)
+    twin = TorchCodec(model, halved(read_plan(codec, spec)))
+    expected = twin.decode(codes, twin.open(), True)
+    assert_allclose(np.concatenate(stream(decoder, codes, [3, 4, 2])), expected, atol=1e-3)
