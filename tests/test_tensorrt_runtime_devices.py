@@ -51,7 +51,7 @@ def cuda() -> Iterator[Recorder]:
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder in which tensorrt_rtx is installed, in this process and in its children."""
     site = tmp_path / "site"
     (site / "tensorrt_rtx").mkdir(parents=True)
@@ -341,8 +341,8 @@ def test_a_damaged_entry_counts_as_missing_and_is_replaced(
     assert told in caplog.text and "built again" in caplog.text
     with cache.storing(key) as path:
         path.write_bytes(b"built anew")
-    path = cache.find(key)
-    assert path is not None and path.read_bytes() == b"built anew"
+    found = cache.find(key)
+    assert found is not None and found.read_bytes() == b"built anew"
 
 
 def change_record(folder: Path, name: str, value: str) -> None:
@@ -355,8 +355,8 @@ def test_a_build_that_fails_leaves_what_was_there(key: cache.Key) -> None:
     with pytest.raises(ZeroDivisionError), cache.storing(key) as path:
         path.write_bytes(b"half")
         raise ZeroDivisionError
-    path = cache.find(key)
-    assert path is not None and path.read_bytes() == b"an engine"
+    found = cache.find(key)
+    assert found is not None and found.read_bytes() == b"an engine"
 
 
 def test_a_new_version_s_engine_replaces_the_old_one_s(key: cache.Key) -> None:
