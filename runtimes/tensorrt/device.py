@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeomni.errors import EngineError, EngineUnavailable
+from edgeomni.install_hint import install_command
 
 _REMEDY = "check `nvidia-smi` (on a Jetson `tegrastats`), or run on another engine: `--engine onnxruntime --device cpu`"
 _log = logging.getLogger("edgeomni")
@@ -242,7 +243,7 @@ def _bindings() -> Any:
         raise EngineUnavailable(
             "package",
             f"the tensorrt engine needs cuda-python, which is not installed or cannot be loaded ({exc}); "
-            "`pip install cuda-bindings` of the driver's CUDA version (`nvidia-smi` shows it)",
+            f"{install_command('tensorrt')} (for a Jetson: {install_command('jetson')})",
         ) from exc
     return runtime
 
