@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt | links
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" \
-		$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,synth,gguf,openvino,optimum,dev]"
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,synth,gguf,openvino,optimum,tensorrt,dev]"
 	touch $(STAMP)
 
 clean:

@@ -16,8 +16,9 @@ from copy import copy
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .component_meta import check_path
 from .errors import BundleError
-from .manifest import REMEDY, Component, FileEntry, GraphEntry, Manifest, Port, check_path
+from .manifest import REMEDY, Component, FileEntry, GraphEntry, Manifest, Port
 from .onnx_files import external_files
 from .outputs import user_cache
 from .schema import Source, parse_json, read_bytes, short

@@ -85,7 +85,7 @@ class Session:
 
         A checkpoint runs on the torch reference. The name of a shipped model ("nano") stands for its bundle, and with
         engine "torch" for its checkpoint; a local path of that name comes first. `threads`: per engine session, None
-        for all cores. `engine`: one for all components, or one for each of some ({"encoder": "onnxruntime"}); None and
+        for all cores. `engine`: one for all components, or one for each of some ({"encoder": "openvino"}); None and
         "auto" take the best that the bundle and this machine have, by this machine's profiles where there are any.
         What cannot be opened then gives way to what can, which is told as a warning; `strict` refuses that. `device`:
         None for what this machine has (torch stays on the CPU). `overlap`: whether the codec computes beside the LLM,

@@ -102,8 +102,8 @@ def test_an_engine_is_one_folder_and_one_line() -> None:
     """No module outside an engine's own folder names it, but engines.py and those that are about it by nature."""
     from edgeomni.engines import ENGINES, FORMATS, Device, EngineName
 
-    assert get_args(EngineName) == tuple(ENGINES), "the type that editors complete from"
-    assert {d for e in ENGINES.values() for d in e.devices} == set(get_args(Device))
+    assert get_args(EngineName) == ("auto", *ENGINES), "the type that editors complete from"
+    assert {"auto"} | {d for e in ENGINES.values() for d in e.devices} == set(get_args(Device))
     assert {e.folder for e in ENGINES.values()} <= {p.name for p in (ROOT / "runtimes").iterdir()}
     assert set(FORMATS) <= {p.name for p in (ROOT / "exporters").iterdir()}
     allowed = {"engines.py", "export.py"}  # export.py records the versions of the tools that wrote a bundle

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from edgeomni.arrays import F32, I64
 from edgeomni.bundle import Component
 from edgeomni.codec_layers import CodecLayer
+from edgeomni.component_meta import GgufCodecMeta
 from edgeomni.errors import BundleError, EngineError
-from edgeomni.manifest import REMEDY, GgufCodecMeta
+from edgeomni.manifest import REMEDY
 from edgeomni.runtimes.common.streaming_codec import StreamingCodec, Timing
 from edgeomni.runtimes.ggml import codec_attention
 from edgeomni.runtimes.ggml.backend import Backend

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from edgeomni.codec_layers import CodecLayer
+from edgeomni.component_meta import GgufCodecMeta
 from edgeomni.errors import BundleError
-from edgeomni.manifest import GgufCodecMeta
 from edgeomni.runtimes.ggml.files import REMEDY, Expected
 from edgeomni.spec import CodecSpec
 
