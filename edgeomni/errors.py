@@ -63,7 +63,7 @@ class EngineError(EdgeOmniError):
 
 
 class EngineUnavailable(EngineError):
-    """An engine that cannot run here what it is asked to, found out before anything was answered.
+    """An engine that cannot run here what it is asked to.
 
     `kind` says why in one word, for programs; the message says it for people, and what to do.
     """

@@ -1,8 +1,8 @@
 """Builds TensorRT engines from ONNX graphs in a child process, with whichever of the two TensorRT packages there is.
 
-`tensorrt_rtx` (PyPI: tensorrt-rtx) builds for desktop GPUs without having one; `tensorrt` (JetPack's, or a wheel) builds
-for the GPU that it runs on. The child (tensorrt_child.py) may crash or run out of memory: this process survives, and
-says what happened. Neither torch nor onnx is needed.
+`tensorrt_rtx` (PyPI: tensorrt-rtx) builds for desktop GPUs without having one; `tensorrt` (JetPack's, or a wheel)
+builds for the GPU that it runs on. The child (tensorrt_child.py) may crash or run out of memory: this process survives,
+and says what happened. Neither torch nor onnx is needed.
 """
 
 from __future__ import annotations
@@ -216,6 +216,6 @@ def _crash(code: int, name: str, parsing: str, tail: str) -> str:
 def _refusal(error: dict[str, str], package: str, name: str) -> str:
     node = f"node {error['node']} " if error.get("node") else ""
     return (
-        f"{package} cannot build {name}: {node}{error['text']}; try another precision, or export that component to ONNX "
-        "(--encoder, --llm or --codec onnx:PRECISION)"
+        f"{package} cannot build {name}: {node}{error['text']}; try another precision, or export that component "
+        "to ONNX (--encoder, --llm or --codec onnx:PRECISION)"
     )

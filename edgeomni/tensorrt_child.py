@@ -11,6 +11,7 @@ import re
 import resource
 import sys
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -64,21 +65,22 @@ def _peak_bytes() -> int:
 
 def _be_the_first_to_go() -> None:
     """Where memory runs out, the system ends this process before any other."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError:
-        pass
 
 
 def _build(trt: Any, request: dict[str, Any]) -> None:
     logger = _logger(trt)
     builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # newer versions know nothing else
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
     _parse(trt, network, logger, request["onnx"])
     config = builder.create_builder_config()
     _set_capabilities(trt, config, request["capabilities"], request["package"])
     if not request["recipe"]["tf32"]:
         config.clear_flag(trt.BuilderFlag.TF32)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # without it CUDA graph capture is not promised
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.progress_monitor = monitor = _monitor(trt)
     for shapes in request["recipe"]["profiles"]:
         profile = builder.create_optimization_profile()

@@ -55,8 +55,8 @@ def parse_targets(text: str) -> tuple[str, ...]:
     names = {word.strip() for word in text.split(",") if word.strip()}
     if unknown := sorted(names - set(TARGETS)):
         raise UsageError(
-            f"unknown target {unknown[0]!r}; known are {', '.join(TARGETS)}. The number is the GPU's compute capability "
-            "without its dot: sm_89 is 8.9"
+            f"unknown target {unknown[0]!r}; known are {', '.join(TARGETS)}. The number is the GPU's compute "
+            "capability without its dot: sm_89 is 8.9"
         )
     if not names:
         raise UsageError(f"--target names no GPU; sm_89,sm_120 is an example, known are {', '.join(TARGETS)}")

@@ -94,6 +94,7 @@ class Recorder:
 
     def __init__(self, name: str = "NVIDIA Recorder", sm: tuple[int, int] = (8, 9), memory: int = 1 << 30) -> None:
         self.name, self.sm, self.total, self.driver, self.devices = name, sm, memory, 13000, 1
+        self.integrated = False
         self.calls: list[str] = []
         self.failing: dict[str, cudaError_t] = {}
         self._memory: dict[int, Memory] = {}
@@ -164,7 +165,7 @@ class Recorder:
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
         facts = types.SimpleNamespace(
-            name=self.name.encode(), major=self.sm[0], minor=self.sm[1], totalGlobalMem=self.total
+            name=self.name.encode(), major=self.sm[0], minor=self.sm[1], integrated=int(self.integrated)
         )
         return self._answer("cudaGetDeviceProperties", facts)
 

@@ -43,7 +43,8 @@ def machine(cuda: Recorder | None = None, package: str = "tensorrt_rtx", version
     cuda = cuda or Recorder()
     tensorrt = TensorRT(cuda, package, version)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as root:
-        cuda.install(patch), tensorrt.install(patch)
+        cuda.install(patch)
+        tensorrt.install(patch)
         patch.setattr(device, "_shared", None)
         patch.setenv("XDG_CACHE_HOME", root)
         patch.setattr(sources, "version_of", lambda name: version if name == package else "")
@@ -58,7 +59,9 @@ def write_bundle(
     """A TensorRT bundle of the model, whose engines are recorded ones for `sms`; none where there are none."""
     root.mkdir(parents=True, exist_ok=True)
     exporter = exporter_of("tensorrt")
-    parts = {name: exporter.export(model, name, root, precision if name != "codec" else "fp32") for name in COMPONENTS}
+    parts: dict[str, Component] = {
+        name: exporter.export(model, name, root, precision if name != "codec" else "fp32") for name in COMPONENTS
+    }
     if sms:
         parts = {name: with_engines(part, root, sms, version) for name, part in parts.items()}
     write_manifest(root, Manifest(model.spec, parts, None, {"weights": "random"}, {}, gate={}))

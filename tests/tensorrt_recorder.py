@@ -79,7 +79,8 @@ class TensorRT:
         self.living: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def module(self) -> types.ModuleType:
-        module: Any = types.ModuleType(self.name)
+        made = types.ModuleType(self.name)
+        module: Any = made
         module.__spec__ = ModuleSpec(self.name, None)
         module.__version__ = self.version
         module.ILogger, module.DataType, module.TensorIOMode = _ILogger, _DataType, _Mode
@@ -99,7 +100,7 @@ class TensorRT:
                 return recorder.deserialized(bytes(data), self._logger)
 
         module.Runtime = Runtime
-        return module
+        return made
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, self.name, self.module())
@@ -131,7 +132,7 @@ class _Engine:
         self.device_memory_size_v2 = SCRATCH
 
     def get_tensor_name(self, index: int) -> str:
-        return list(self.ports)[index]
+        return str(list(self.ports)[index])
 
     def get_tensor_mode(self, name: str) -> _Mode:
         return _Mode.INPUT if name in self.inputs else _Mode.OUTPUT

@@ -111,7 +111,7 @@ def child(monkeypatch: pytest.MonkeyPatch) -> Any:
         def popen(command: list[str], **how: Any) -> Any:
             return start([sys.executable, "-c", code, command[-1]], **how)
 
-        monkeypatch.setattr(tensorrt_builder.subprocess, "Popen", popen)
+        monkeypatch.setattr("edgeomni.tensorrt_builder.subprocess.Popen", popen)
 
     return instead
 
@@ -162,9 +162,8 @@ def test_a_child_that_hangs_is_ended(child: Any, tmp_path: Path) -> None:
 
 def test_interrupting_ends_the_child(child: Any, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    child(
-        f"import os; open({os.fspath(pid_file)!r}, 'w').write(str(os.getpid())); print('{MARK}{{\"progress\": \"x\"}}', flush=True); import time; time.sleep(600)"
-    )
+    told = "print('" + MARK + '{"progress": "x"}' + "', flush=True)"
+    child(f"import os, time; open({os.fspath(pid_file)!r}, 'w').write(str(os.getpid())); {told}; time.sleep(600)")
 
     def stop(step: str) -> None:
         if "about" not in step:

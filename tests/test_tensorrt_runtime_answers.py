@@ -159,12 +159,19 @@ def test_a_seeded_answer_is_onnx_runtime_s_to_the_sample(
     """Sampled, two rows at first, codec noise on: ids and sound are the same."""
     sound = np.random.default_rng(0).standard_normal(16000).astype(np.float32) * 0.1
     rule = Sampling(temperature=1.0, top_k=20, seed=3)
-    ends, waves = [], []
+    ends, waves = list[TurnEnd](), list[np.ndarray]()
     for components in (parts, Components(*(with_ort(tiny, name) for name in COMPONENTS))):
         session = Session(components, tiny_model.spec, tiny_model.tokenizer_json)
-        asked = {"audio": sound, "sample_rate": 16000, "sampling": rule, "max_length": 90, "noise_seed": 5}
+        asked: dict[str, Any] = {
+            "audio": sound,
+            "sample_rate": 16000,
+            "sampling": rule,
+            "max_length": 90,
+            "noise_seed": 5,
+        }
         events = list(session.respond("aa", **asked))
         waves.append(np.concatenate([e.samples for e in events if isinstance(e, AudioChunk)]))
+        assert isinstance(events[-1], TurnEnd)
         ends.append(events[-1])
     np.testing.assert_array_equal(ends[0].tokens, ends[1].tokens)
     assert len(waves[0]) > 4 * tiny_model.spec.codec.frame_samples

@@ -51,7 +51,7 @@ def cuda() -> Iterator[Recorder]:
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder in which tensorrt_rtx is installed, in this process and in its children."""
     site = tmp_path / "site"
     (site / "tensorrt_rtx").mkdir(parents=True)
@@ -93,7 +93,7 @@ def test_without_cuda_python_it_says_what_to_install(tiny: Bundle, monkeypatch: 
     for name in ("cuda", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(device, "_shared", None)
-    with pytest.raises(EngineUnavailable, match="cuda-bindings") as caught:
+    with pytest.raises(EngineUnavailable, match=r"needs cuda-python.*\[tensorrt\]") as caught:
         opened(tiny)
     assert caught.value.kind == "package"
 
@@ -150,6 +150,16 @@ def test_too_little_memory_is_told_and_gives_everything_back(tiny: Bundle, memor
     with machine(cuda) as recorded, pytest.raises(EngineUnavailable, match="GPU memory") as caught:
         recorded.open(tiny, "llm")
     assert caught.value.kind == "memory"
+    assert cuda.leaks() == []
+
+
+def test_an_integrated_gpu_is_asked_for_memory_and_not_about_it(tiny: Bundle) -> None:
+    """What a Jetson calls free leaves out what the system would free; the allocation itself tells."""
+    cuda = Recorder(memory=1 << 21)
+    cuda.integrated = True
+    with machine(cuda) as recorded, pytest.raises(EngineUnavailable, match="GPU memory cannot be had") as caught:
+        recorded.open(tiny, "llm")
+    assert caught.value.kind == "memory" and "cudaMemGetInfo" not in cuda.calls
     assert cuda.leaks() == []
 
 
@@ -331,8 +341,8 @@ def test_a_damaged_entry_counts_as_missing_and_is_replaced(
     assert told in caplog.text and "built again" in caplog.text
     with cache.storing(key) as path:
         path.write_bytes(b"built anew")
-    path = cache.find(key)
-    assert path is not None and path.read_bytes() == b"built anew"
+    found = cache.find(key)
+    assert found is not None and found.read_bytes() == b"built anew"
 
 
 def change_record(folder: Path, name: str, value: str) -> None:
@@ -345,8 +355,8 @@ def test_a_build_that_fails_leaves_what_was_there(key: cache.Key) -> None:
     with pytest.raises(ZeroDivisionError), cache.storing(key) as path:
         path.write_bytes(b"half")
         raise ZeroDivisionError
-    path = cache.find(key)
-    assert path is not None and path.read_bytes() == b"an engine"
+    found = cache.find(key)
+    assert found is not None and found.read_bytes() == b"an engine"
 
 
 def test_a_new_version_s_engine_replaces_the_old_one_s(key: cache.Key) -> None:

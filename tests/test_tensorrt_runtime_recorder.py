@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def test_the_recorder_refuses_what_cuda_forbids(raw: Recorder) -> None:
     _, there = raw.cudaMalloc(64)
     _, here = raw.cudaHostAlloc(64, 0)
     up, down = raw.cudaMemcpyKind.cudaMemcpyHostToDevice, raw.cudaMemcpyKind.cudaMemcpyDeviceToHost
-    for broken in (
+    calls: list[Callable[[], object]] = [
         lambda: raw.cudaMemcpyAsync(there, here, 65, up, stream),
         lambda: raw.cudaMemcpyAsync(here, there, 64, up, stream),
         lambda: raw.cudaMemcpyAsync(there, there, 64, down, stream),
@@ -39,7 +40,8 @@ def test_the_recorder_refuses_what_cuda_forbids(raw: Recorder) -> None:
         lambda: raw.cudaFreeHost(there),
         lambda: raw.cudaStreamEndCapture(stream),
         lambda: raw.cudaGraphLaunch(stream, stream),
-    ):
+    ]
+    for broken in calls:
         with pytest.raises(ProtocolError):
             broken()
     raw.cudaMemcpyAsync(there, here, 64, up, stream)
@@ -47,11 +49,12 @@ def test_the_recorder_refuses_what_cuda_forbids(raw: Recorder) -> None:
         raw.cudaFree(there)
     raw.cudaStreamSynchronize(stream)
     raw.cudaStreamBeginCapture(stream, raw.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
-    for forbidden in (
+    captured: list[Callable[[], object]] = [
         lambda: raw.cudaMalloc(1),
         lambda: raw.cudaStreamSynchronize(stream),
         lambda: raw.cudaFree(there),
-    ):
+    ]
+    for forbidden in captured:
         with pytest.raises(ProtocolError, match="captured"):
             forbidden()
     raw.cudaMemcpyAsync(there, here, 64, up, stream)

@@ -49,10 +49,8 @@ def judged(
     if report.missed and options.enforce:
         return report
     small = sum(int(p.numel()) for p in model.parameters()) < _SMALL
-    with (
-        _sides(model, bundle, OpenOptions(threads, as_on_target=True)) as sides,
-        computing_with(threads or (1 if small else None)),
-    ):
+    how = OpenOptions(threads, as_on_target=True)
+    with _sides(model, bundle, how) as sides, computing_with(threads or (1 if small else None)):
         outputs = figures.measure(sides, _windows(model.spec, options), measured, progress)
         if options.questions and model.tokenizer_json is not None:
             _along_answers(sides, model, options, measured, progress)

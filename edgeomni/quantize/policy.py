@@ -43,8 +43,9 @@ _HALF_CODEC = ("tensorrt",)
 def component_precisions(precision: str, format: str = "onnx") -> dict[str, str]:
     """One precision for the whole model -> the precision of each component in `format`.
 
-    The codec stays float, because integers gain it nothing; for GPUs, which compute half faster, in half. Whether a component's format offers the precision is for
-    the format to say: names that only one format knows (q4_k_m) go to the encoder and the LLM as they are.
+    The codec stays float, because integers gain it nothing; for GPUs, which compute half faster, in half. Whether a
+    component's format offers the precision is for the format to say: names that only one format knows (q4_k_m) go to
+    the encoder and the LLM as they are.
     """
     return {
         "encoder": _ENCODER_FLOOR.get(precision, precision),

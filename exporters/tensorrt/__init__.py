@@ -1,8 +1,8 @@
 """Torch components -> ONNX graphs that TensorRT takes, and engines of them for the GPUs asked for.
 
-The graphs are always shipped: the gate and the fallback run them on ONNX Runtime, and a device whose GPU cannot be built
-for here builds its engines from them. See edgeomni/exporters/__init__.py for what these names promise. torch and onnx
-are imported when a function is called; TensorRT only in a child process.
+The graphs are always shipped: the gate and the fallback run them on ONNX Runtime, and a device whose GPU cannot be
+built for here builds its engines from them. See edgeomni/exporters/__init__.py for what these names promise. torch and
+onnx are imported when a function is called; TensorRT only in a child process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""torch computing as the TensorRT graphs compute: weights as stored, inputs of products and caches in half precision."""
+"""torch computing as the TensorRT graphs compute: weights as stored, products, attention and caches in half."""
 
 from __future__ import annotations
 

@@ -60,9 +60,9 @@ def block_for(component: str, spec: OmniSpec, options: TensorRtOptions) -> int:
         widths = {spec.body.width, spec.body.ffn, spec.body.heads * spec.body.head_dim}
     fitting = [b for b in BLOCKS if not any(width % b for width in widths)]
     if options.block and options.block not in fitting or not fitting:
-        wanted = f"block {options.block} does" if options.block else "no block that TensorRT takes does"
+        what = f"block {options.block} does not divide" if options.block else "no block that TensorRT takes divides"
         raise UsageError(
-            f"{component}: {wanted} not divide all of the widths {', '.join(map(str, sorted(widths)))}; "
+            f"{component}: {what} all of the widths {', '.join(map(str, sorted(widths)))}; "
             f"use {f'block {fitting[-1]}' if fitting else 'fp16'}"
         )
     return options.block or fitting[-1]

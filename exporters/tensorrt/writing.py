@@ -70,7 +70,7 @@ def _tables(
     """Where the embedding's rows are: in a head's data where both share them, else in a file of their own."""
     from edgeomni.exporters.tensorrt.llm import table_rows
 
-    tables, files = {}, list[Path]()
+    tables, files = dict[str, dict[str, Any]](), list[Path]()
     for part in PARTS:
         rows, shared = table_rows(model, part, parts.schemes)
         head = paths[f"{part}_head"]
@@ -89,8 +89,8 @@ def _engines(
     here = built_anywhere(options.targets)
     if elsewhere := [name for name in options.targets if name not in here]:
         _log.warning(
-            "no TensorRT package builds for %s without that GPU: the bundle holds verified graphs and the recipe, and the "
-            "first run there builds the engines",
+            "no TensorRT package builds for %s without that GPU: the bundle holds verified graphs and the recipe, and "
+            "the first run there builds the engines",
             ", ".join(f"{name} ({TARGETS[name].examples})" for name in elsewhere),
         )
     entries, files = list[dict[str, Any]](), list[Path]()

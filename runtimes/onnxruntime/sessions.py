@@ -35,8 +35,8 @@ _NO_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "cudaer
 SPIN_US = 20
 """Microseconds: frames of an LLM alone take as long as without a limit, those beside a codec take a fifth less."""
 HalfMode = Literal["free", "rounding", "widened"]
-"""free: as ONNX Runtime likes, which on a CPU is float32 between the weights. rounding: wherever a GPU would. widened: in
-float32, caches included. The last two need the package onnx, and are for the gate."""
+"""free: as ONNX Runtime likes, which on a CPU is float32 between the weights. rounding: wherever a GPU would. widened:
+in float32, caches included. The last two need the package onnx, and are for the gate."""
 _QUIET = 3
 """ONNX Runtime's log level for errors only."""
 

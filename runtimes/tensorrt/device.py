@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeomni.errors import EngineError, EngineUnavailable
+from edgeomni.install_hint import install_command
 
 _REMEDY = "check `nvidia-smi` (on a Jetson `tegrastats`), or run on another engine: `--engine onnxruntime --device cpu`"
 _log = logging.getLogger("edgeomni")
@@ -23,12 +24,15 @@ _log = logging.getLogger("edgeomni")
 
 @dataclass(frozen=True)
 class Facts:
-    """What an engine must have been made for. `driver` is the newest CUDA version that the driver serves, as 12060."""
+    """What an engine must have been made for. `driver` is the newest CUDA version that the driver serves, as 12060.
+
+    An `integrated` GPU (Jetson) shares the system's memory.
+    """
 
     name: str
     sm: str
     driver: int
-    memory: int
+    integrated: bool = False
 
 
 class Device:
@@ -53,8 +57,10 @@ class Device:
         """The stream's handle, as TensorRT takes it."""
         return int(self._stream)
 
-    def free_memory(self) -> int:
-        """Bytes that can be allocated now. A Jetson shares them with everything else that runs."""
+    def free_memory(self) -> int | None:
+        """Bytes that can be allocated now; None where the system could free more, since it holds files in them."""
+        if self.facts.integrated:
+            return None
         free, _ = self._call("cudaMemGetInfo")
         return int(free)
 
@@ -190,7 +196,7 @@ class Device:
         (driver,) = self._call("cudaDriverGetVersion")
         name = properties.name.decode(errors="replace") if isinstance(properties.name, bytes) else properties.name
         sm = f"sm_{properties.major}{properties.minor}"
-        return Facts(name.strip("\0 "), sm, int(driver), int(properties.totalGlobalMem))
+        return Facts(name.strip("\0 "), sm, int(driver), bool(properties.integrated))
 
 
 class Graph:
@@ -237,7 +243,7 @@ def _bindings() -> Any:
         raise EngineUnavailable(
             "package",
             f"the tensorrt engine needs cuda-python, which is not installed or cannot be loaded ({exc}); "
-            "`pip install cuda-bindings` of the driver's CUDA version (`nvidia-smi` shows it)",
+            f"{install_command('tensorrt')} (for a Jetson: {install_command('jetson')})",
         ) from exc
     return runtime
 

@@ -63,14 +63,15 @@ class TrtEncoder:
     def _run(self, mel: F32, wanted: int) -> F32:
         if self._engines.closed:
             raise EngineError("this encoder is closed; open it again")
-        device, frames, width = self._device, mel.shape[1], self._spec.body.width
+        device, width = self._device, self._spec.body.width
         device.synchronize()
-        self._mel.host["mel"].reshape(-1)[: mel.size] = mel.reshape(-1)
-        self._mel.upload()
+        mels, features = self._mel.host["mel"].reshape(-1), self._features.host["features"].reshape(-1)
+        mels[: mel.size] = mel.reshape(-1)
+        self._mel.upload(mel.size * mels.itemsize)
         if self._varies:
-            self._context.reshape("mel", (1, len(mel), frames))
+            self._context.reshape("mel", (1, *mel.shape))
         self._context.enqueue()
-        self._features.download()
+        if wanted:
+            self._features.download(wanted * width * features.itemsize)
         device.synchronize()
-        given = self._features.host["features"].reshape(-1)[: frames // 2 * width]
-        return given.reshape(frames // 2, width)[:wanted].astype(np.float32)
+        return features[: wanted * width].reshape(wanted, width).astype(np.float32)

@@ -46,7 +46,7 @@ class Engine:
     """
 
     def __init__(self, library: Library, device: Device, data: Any, what: str, kernels: Kernels | None = None) -> None:
-        if len(data) > (free := device.free_memory()):
+        if (free := device.free_memory()) is not None and len(data) > free:
             raise EngineUnavailable(
                 "memory",
                 f"{what}: the engine has {len(data) >> 20:,} MiB, and {free >> 20:,} MiB of GPU memory are free; close "

@@ -44,10 +44,13 @@ class Library:
         self._said.clear()
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
+            words = self.last_words()
+            if "memory" in words.lower():
+                raise EngineUnavailable("memory", f"{what}: {self.name} lacks memory for this engine ({words})")
             raise EngineUnavailable(
                 "damaged",
-                f"{what}: {self.name} {self.version} does not take this engine ({self.last_words()}); it was made for "
-                "another GPU or version, or is damaged. Export again with --target of this GPU",
+                f"{what}: {self.name} {self.version} does not take this engine ({words}); it was made for another GPU "
+                "or version, or is damaged. Export again with --target of this GPU",
             )
         return engine
 

@@ -65,7 +65,7 @@ class TrtLanguageModel(ParallelHeads[Outputs]):
     def _open(self, component: Component, spec: OmniSpec) -> None:
         engines, layout, width = self._engines, spec.layout, spec.body.width
         opened = {role: engines.open(role) for role in component.graphs}
-        self._stacks = (Stack(opened["body"], spec.body, spec.body.layers, self._context, ROWS),)
+        self._stacks: tuple[Stack, ...] = (Stack(opened["body"], spec.body, spec.body.layers, self._context, ROWS),)
         if spec.tts_layers:
             self._stacks += (Stack(opened["tts"], spec.body, spec.tts_layers, self._context, 1),)
         _check_types(opened)
@@ -198,6 +198,7 @@ def _check_types(opened: Mapping[str, Engine]) -> None:
         links.append((("body", "body_out"), ("tts", "inputs_embeds")))
         links += [(("body", name), ("tts", name)) for name in POSITIONS if name in opened["tts"].tensors]
     for (source, out), (target, into) in links:
-        opened[source].need(out), opened[target].need(into)
+        opened[source].need(out)
+        opened[target].need(into)
         if opened[source].tensors[out].raw != opened[target].tensors[into].raw:
             raise EngineError(f"llm: {source} gives {out} in another type than {target} takes; export the bundle again")

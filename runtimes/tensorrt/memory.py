@@ -81,11 +81,13 @@ class Block:
     def __contains__(self, name: str) -> bool:
         return name in self._offsets
 
-    def upload(self) -> None:
-        self._device.upload(self._on_device, self._on_host, self.size)
+    def upload(self, size: int | None = None) -> None:
+        """Enqueues the copy to the device, of the first `size` bytes."""
+        self._device.upload(self._on_device, self._on_host, self.size if size is None else size)
 
-    def download(self) -> None:
-        self._device.download(self._on_host, self._on_device, self.size)
+    def download(self, size: int | None = None) -> None:
+        """Enqueues the copy to the host, of the first `size` bytes."""
+        self._device.download(self._on_host, self._on_device, self.size if size is None else size)
 
 
 def aligned(size: int) -> int:

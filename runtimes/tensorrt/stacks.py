@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,8 @@ class Outputs:
     def row(self, part: str, row: int) -> NDArray[np.generic]:
         """[D] of a row, for the "text" or the "audio" head."""
         self.keep()
-        return self.kept["audio" if part == "audio" and "audio" in self.kept else "text"][row, 0]
+        found: NDArray[np.generic] = self.kept["audio" if part == "audio" and "audio" in self.kept else "text"][row, 0]
+        return found
 
 
 class Pass:
@@ -137,7 +139,7 @@ class Pass:
         shapes = body.position_shapes(rows, frames) | {"inputs_embeds": (rows, frames, width)}
         self._inputs = Block(arena, {name: (shape, tensors[name].raw) for name, shape in shapes.items()})
         hidden = tensors["hidden"]
-        made = {"text": ((rows, 1, width), hidden.raw)}
+        made: dict[str, tuple[Shape, np.dtype[Any]]] = {"text": ((rows, 1, width), hidden.raw)}
         if len(buffers.stacks) > 1:
             made["audio"] = ((1, 1, width), buffers.stacks[1].engine.tensors["hidden"].raw)
         self.outputs = Block(arena, made)
@@ -147,7 +149,8 @@ class Pass:
 
     def run(self, embeds: F32, past: int) -> Outputs:
         """Enqueues the frames embeds [rows, S, D] behind `past` frames; what comes out is there after `synchronize`."""
-        if (last := self._last and self._last()) is not None:
+        last = self._last() if self._last is not None else None
+        if last is not None:
             last.keep()
         self.device.synchronize()  # what still reads the pinned inputs
         self._fill(embeds, past)
