@@ -15,7 +15,6 @@ from engines_here import matches, random_features, random_ids, truth
 
 from edgeomni.bundle import Component
 from edgeomni.components import Features
-from edgeomni.engines import COMPONENTS
 from edgeomni.errors import EngineError
 from edgeomni.exporters import exporter_of, options_of
 from edgeomni.model import checkpoints
@@ -28,7 +27,6 @@ from edgeomni.runtimes.onnxruntime.half import rounding
 from edgeomni.runtimes.onnxruntime.llm import OrtLanguageModel
 from edgeomni.runtimes.onnxruntime.sessions import HalfMode, SessionFactory
 
-FORMATS = dict.fromkeys(COMPONENTS, "tensorrt")
 CACHE = 256
 trt = exporter_of("tensorrt")
 

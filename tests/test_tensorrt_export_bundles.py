@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeomni import Session
+from edgeomni import Session, TurnEnd
 from edgeomni.bundle import Bundle
 from edgeomni.engines import COMPONENTS
 from edgeomni.errors import BundleError, ExportError, UsageError
@@ -23,7 +23,7 @@ from edgeomni.model.omni import OmniModel
 from edgeomni.quantize.schemes import Scheme, parse
 from edgeomni.tensorrt_builder import installed
 
-FORMATS = dict.fromkeys(COMPONENTS, "tensorrt")
+FORMATS: dict[str, str] = dict.fromkeys(map(str, COMPONENTS), "tensorrt")
 CACHE = 256
 
 
@@ -73,7 +73,7 @@ def test_the_manifest_says_what_was_built_and_how_to_build_it(bundle: Bundle) ->
 def test_the_bundle_speaks_on_onnx_runtime(bundle: Bundle) -> None:
     """What a machine without TensorRT does with it."""
     end = list(Session.open(bundle.path).respond("ta", text="w1 w2 w3", max_length=30))[-1]
-    assert np.asarray(end.tokens).shape[1] > 5
+    assert isinstance(end, TurnEnd) and np.asarray(end.tokens).shape[1] > 5
 
 
 @pytest.mark.skipif("tensorrt_rtx" not in installed(), reason="tensorrt-rtx is not installed")
