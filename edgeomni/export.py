@@ -97,7 +97,7 @@ def choices(
     if unknown := sorted(set(formats) - set(COMPONENTS)):
         raise UsageError(f"unknown component(s) {', '.join(unknown)}; known are {', '.join(COMPONENTS)}")
     own = _own_options(FORMATS, options or {})
-    out = {}
+    out: dict[str, tuple[str, str]] = {}
     for name in COMPONENTS:
         kind, _, chosen = formats.get(name, "onnx").partition(":")
         if kind not in FORMATS:
