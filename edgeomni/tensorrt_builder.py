@@ -30,7 +30,7 @@ MARK = "edgeomni-tensorrt "
 """What a line of the child's output begins with if it is for this process; libraries may print others."""
 TIMEOUT_S = 3 * 3600.0
 """A Jetson takes long; a build that has not ended by then never will."""
-_BASE_BYTES = 700 << 20
+_BASE_BYTES = 450 << 20
 _TIMES_GRAPH = 4.5
 """Memory that a build takes: so much, and so many times the graph's files. Measured (docs/tensorrt.md)."""
 _TAIL = 400

@@ -180,7 +180,7 @@ def test_too_little_memory_is_told_before_anything_starts(
 ) -> None:
     child("raise SystemExit('must not start')")
     monkeypatch.setattr(tensorrt_builder, "_available_bytes", lambda: 100 << 20)
-    with pytest.raises(ExportError, match=r"takes about 0\.7 GB of memory, and 0\.1 GB are free; .*another machine"):
+    with pytest.raises(ExportError, match=r"takes about 0\.5 GB of memory, and 0\.1 GB are free; .*another machine"):
         build(tmp_path)
     monkeypatch.setattr(tensorrt_builder, "_available_bytes", lambda: None)
     with pytest.raises(ExportError, match="must not start"):

@@ -221,7 +221,7 @@ def test_the_first_run_builds_and_the_second_finds(
     first.close()
     assert built(caplog.records) == [
         "building the engine of encoder/encoder (1 of 1 of the encoder) for NVIDIA Recorder, once for this machine, "
-        "with about 0.7 GB of memory: the bundle brings none"
+        "with about 0.5 GB of memory: the bundle brings none"
     ]
     assert "built the engine of encoder/encoder in" in caplog.text and "step 2 of 2" in caplog.text
     caplog.clear()
