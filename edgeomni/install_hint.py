@@ -44,6 +44,11 @@ def build_command(distribution: str, cmake_arguments: str) -> str:
     )
 
 
+def replacing_command(distributions: str) -> str:
+    """The command that puts a distribution's files over those of another one that writes the same folder."""
+    return f"pip install --force-reinstall --no-deps {distributions}"
+
+
 def _is_source_tree(folder: Path) -> bool:
     """Whether the folder that holds this package is EdgeOmni's checkout, and not site-packages."""
     project = folder / "pyproject.toml"

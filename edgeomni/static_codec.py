@@ -31,9 +31,10 @@ def piece_frames(spec: CodecSpec, push_multiple: int) -> int:
     return max(1, PIECE_SAMPLES // spec.frame_samples // push_multiple) * push_multiple
 
 
-def sizes_of(spec: CodecSpec, push_multiple: int, lag_samples: int) -> Sizes:
-    """The sizes of pushes of a decoder that lags by so many samples."""
+def sizes_of(spec: CodecSpec, first_push: int, push_multiple: int, lag_samples: int) -> Sizes:
+    """The sizes of pushes of a decoder that lags by so many samples and first takes `first_push` codec frames."""
     coarsest = spec.vq_strides[0]
     unit = push_multiple * coarsest
     flush = -(-lag_samples // (spec.hop * unit)) * unit
-    return Sizes(unit, piece_frames(spec, push_multiple) * coarsest, flush)
+    usual = max(first_push, piece_frames(spec, push_multiple))
+    return Sizes(unit, usual * coarsest, flush)

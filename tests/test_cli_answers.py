@@ -210,7 +210,7 @@ def test_verbose_tells_information_and_stages(question: str, monkeypatch: pytest
         return Session(fake.components(SPEC, script(SPEC, 20)), SPEC, None)
 
     monkeypatch.setattr(Session, "open", open_)
-    result = edgeomni("run", "b", question, "-v", "--threads", "3")
+    result = edgeomni("run", "b", question, "-v", "--threads", "3", "--device", "cpu")
     assert "device cpu, threads: 3" in result.stderr
     assert "stage encoder: 0." in result.stderr and "stage frame: 21 times, 0." in result.stderr
     assert "threads: 3" not in edgeomni("run", "b", question, "--threads", "3").stderr, "the level was put back"

@@ -54,8 +54,8 @@ def test_threads_are_bounded_by_the_machine(cores: int | None, most: int, monkey
         (('use = "onnx:int4"', 'use = "gguf:int4"'), r"\$\.components\.llm\.use: .*gguf"),
         (('use = "onnx:int4"', 'use = "onnx:int2"'), r"\$\.components\.llm\.use: .*int2"),
         (
-            ('engines = ["onnxruntime"]', 'engines = ["onnxruntime", "tensorrt"]'),
-            r"encoder\.engines: 'tensorrt' runs no",
+            ('engines = ["onnxruntime"]', 'engines = ["onnxruntime", "tensorflow"]'),
+            r"encoder\.engines: 'tensorflow' runs no",
         ),
         (('engine = "onnxruntime"', 'engine = "torch"'), r"\$\.run\.engine: 'torch' runs no exported format"),
         (("[components.codec]", "[components.vocoder]"), r"\$\.components: must have exactly encoder, llm, codec"),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
+def found_already() -> bool:
+    """Whether EdgeOmni is installed so that optimum finds it: registered twice, optimum refuses."""
+    spec = find_spec("optimum.commands.register")
+    return any((Path(p) / "edgeomni.py").is_file() for p in (spec and spec.submodule_search_locations) or [])
+
+
 def optimum_cli(installed: Path, *given: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "edgeomni", *given]
-    path = os.pathsep.join([str(installed), *(p for p in sys.path if p)])
+    path = os.pathsep.join([*([] if found_already() else [str(installed)]), *(p for p in sys.path if p)])
     environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 

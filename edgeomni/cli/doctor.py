@@ -13,7 +13,7 @@ from rich.table import Table
 from .. import __version__
 from ..engines import CHECKPOINT, ENGINES, Engine
 from ..hardware import closest_profile, detect, has_nvidia_gpu
-from ..install_hint import install_command
+from ..install_hint import install_command, replacing_command
 from ..printing import say, show
 from .common import console
 from .llama_build import build_line, llama_build
@@ -138,8 +138,8 @@ def _twice(report: dict[str, Any]) -> Iterator[str]:
         if engine.exclusive and len(there) > 1 and report["engines"][name]["version"]:
             yield (
                 f"note: {' and '.join(there)} are both installed and write the same folder, so that the one installed "
-                "last is the one that runs; to change that: pip install --force-reinstall --no-deps "
-                f"{' or '.join(there)}"
+                "last is the one that runs; to change that: "
+                f"{replacing_command(' or '.join(there))}"
             )
 
 

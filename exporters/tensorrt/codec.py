@@ -35,12 +35,12 @@ def make(model: OmniModel, precision: str, options: TensorRtOptions) -> Made:
 
 def build(plan: CodecPlan, *, half: bool) -> tuple[Graph, dict[str, Any]]:
     """The graph of a codec's layers, and the component's meta."""
-    sizes = sizes_of(plan.spec, plan.push_multiple, plan.lag_samples)
+    sizes = sizes_of(plan.spec, plan.first_push, plan.push_multiple, plan.lag_samples)
     builder = StaticBuilder(TensorRtOperators(Graph("codec", OPSET), half=half), sizes.largest * plan.spec.hop)
     wave = StaticLayers(builder, plan).run()
     builder.graph.output("wave", FLOAT, [1, 1, "samples"], wave)
     return builder.graph, {
-        "first_push": plan.push_multiple,
+        "first_push": plan.first_push,
         "push_multiple": plan.push_multiple,
         "lag_samples": plan.lag_samples,
         "states": builder.states,
@@ -50,7 +50,7 @@ def build(plan: CodecPlan, *, half: bool) -> tuple[Graph, dict[str, Any]]:
 
 
 def _recipe(plan: CodecPlan, meta: dict[str, Any]) -> Recipe:
-    sizes: Sizes = sizes_of(plan.spec, plan.push_multiple, plan.lag_samples)
+    sizes: Sizes = sizes_of(plan.spec, plan.first_push, plan.push_multiple, plan.lag_samples)
     pushes = (sizes.unit, sizes.usual, sizes.largest)
     profile = {f"codes.{i}": [[n // stride] for n in pushes] for i, stride in enumerate(plan.spec.vq_strides)}
     for i, pace in enumerate(meta["noise"]):

@@ -35,7 +35,7 @@ class StaticCodec(StreamingCodec[Kept[StatesT]]):
     def __init__(self, spec: CodecSpec, meta: Mapping[str, Any]) -> None:
         noise = tuple((pace["scale"], pace["lag"]) for pace in meta["noise"])
         super().__init__(spec, Timing(meta["first_push"], meta["push_multiple"], meta["lag_samples"], noise))
-        self._sizes = sizes_of(spec, meta["push_multiple"], meta["lag_samples"])
+        self._sizes = sizes_of(spec, meta["first_push"], meta["push_multiple"], meta["lag_samples"])
 
     @abstractmethod
     def _compute(self, inputs: Mapping[str, NDArray[Any]], states: StatesT | None) -> tuple[F32, StatesT]:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from edgeomni.errors import EngineUnavailable
 from edgeomni.hardware import has_nvidia_gpu
-from edgeomni.install_hint import install_command
+from edgeomni.install_hint import install_command, replacing_command
 from edgeomni.outputs import user_cache
 
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -32,8 +32,8 @@ _FATAL_ONLY = 4
 """ONNX Runtime's log level: it would print what `problem` says better."""
 GPU_PACKAGE = "onnxruntime-gpu"
 REINSTALL = (
-    f"{install_command('cuda')} && pip install --force-reinstall --no-deps {GPU_PACKAGE} (the CPU's package writes the "
-    "same folder, so that the GPU's has to come last)"
+    f"{install_command('cuda')} && {replacing_command(GPU_PACKAGE)} (the CPU's package writes the same "
+    "folder, so that the GPU's has to come last)"
 )
 
 Provider = str | tuple[str, dict[str, str]]
@@ -91,7 +91,7 @@ def _tensorrt_options() -> dict[str, str]:
 
 @cache
 def _load_libraries() -> str:
-    """Loads CUDA and cuDNN from the wheels that pip installed; returns what was missing.
+    """Loads CUDA and cuDNN from wheels that were installed; returns what was missing.
 
     ONNX Runtime prints that, and standard output may be carrying sound.
     """
