@@ -64,6 +64,8 @@ def install(root: Path, source: Path, wheels: Path) -> None:
     subprocess.run([*PIP, "install", "-q", "--no-deps", "--target", str(site), *there, *found], check=True)
 
 
+INSIDE = "srv/edgeomni"
+"""In the Debian: the folder of sources and bundles."""
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 
@@ -73,7 +75,7 @@ def inside(root: Path, command: str, timeout: float) -> subprocess.CompletedProc
     mounts = f"mount -t proc proc {place}/proc && mount --bind /dev {place}/dev && mount --rbind /sys {place}/sys"
     whole = f"{mounts} && exec chroot {place} /bin/sh -c {shlex.quote(command)}"
     environment = {"PATH": "/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin", "LANG": "C.UTF-8", "HOME": "/root"}
-    environment |= {"OMP_NUM_THREADS": "1", "EDGEOMNI_DEVICE_BUNDLES": "/work/bundles"}
+    environment |= {"OMP_NUM_THREADS": "1", "EDGEOMNI_DEVICE_BUNDLES": f"/{INSIDE}/bundles"}
     try:
         return subprocess.run(
             ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", whole],
@@ -113,15 +115,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     debian(root)
     source = source_distribution(work)
     install(root, source, wheels)
-    shutil.rmtree(root / "work", ignore_errors=True)
-    shutil.copytree(source, root / "work/source")
-    export_bundles(root / "work/bundles")
+    shutil.rmtree(root / INSIDE, ignore_errors=True)
+    shutil.copytree(source, root / INSIDE / "source")
+    export_bundles(root / INSIDE / "bundles")
     modules = args.only if args.only is not None else [name for name in MODULES if name not in ABOUT_THE_CHECKOUT]
     passed = {}
     for name, command in COMMANDS.items():
         passed[name] = checked(root, name, command.replace("edgeomni", "python3 -m edgeomni", 1), args.timeout)
     for module in modules:  # -P: the installed package is tested, not the sources beside the tests
-        command = f"cd /work/source && python3 -P -m pytest -q -p no:cacheprovider --timeout 3600 tests/{module}"
+        command = f"cd /{INSIDE}/source && python3 -P -m pytest -q -p no:cacheprovider --timeout 3600 tests/{module}"
         command += "".join(f" --deselect=tests/{name}" for name in NEED_MORE)
         passed[module] = checked(root, module, command, args.timeout)
     print(json.dumps({"machine": inside(root, "uname -m", 60).stdout.strip(), "passed": passed}))
