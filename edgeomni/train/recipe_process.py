@@ -26,7 +26,7 @@ _INTERRUPTED = (130, -signal.SIGINT)
 GRACE_S = 60.0
 """How long a command that Ctrl-C has told to end may take for it."""
 GLANCE_S = 0.5
-"""How long the main thread waits at a time. Of a signal that comes just before a wait Python takes note after it."""
+"""How long the main thread waits at a time: Python handles a signal that comes just before a wait only at its end."""
 
 
 @dataclass(frozen=True)
