@@ -301,7 +301,7 @@ def precision(work: Path, name: str) -> dict[str, Any]:
     turn.end_text()
     timed(turn.frame, WARMUP)
     out["one_row"] = spread(timed(turn.frame, FRAMES))
-    context, embeds = turn.state.contexts[0], np.zeros((1, 1, spec.body.width), np.float32)
+    context, embeds = turn.state.caches[0], np.zeros((1, 1, spec.body.width), np.float32)
     at = iter(range(turn.state.length, turn.state.length + 1000))
     body = timed(lambda: context.append(embeds, next(at), None, together=True), FRAMES)
     out["body_one_row"] = spread(body)

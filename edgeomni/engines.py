@@ -5,8 +5,10 @@ A new engine is one folder in runtimes/ and one line in `ENGINES`; a new format 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Literal
 
 from .errors import EngineError, UsageError
@@ -50,6 +52,19 @@ class Engine:
     def install(self) -> str:
         """The command that installs it."""
         return install_command(self.extra)
+
+    @property
+    def version(self) -> str:
+        """The version of the library that is installed; "unknown" where none of its distributions is."""
+        return installed_version(self.distributions) or "unknown"
+
+
+def installed_version(distributions: Iterable[str]) -> str:
+    """The version of the first of some distributions that is installed; "" for none. Nothing is imported."""
+    for name in distributions:
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return ""
 
 
 ENGINES = {

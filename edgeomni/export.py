@@ -144,10 +144,7 @@ def _exported(
     model: OmniModel, name: str, stage: Path, wanted: tuple[str, str], options: Mapping[str, Any], progress: Say
 ) -> Component:
     format_, precision = wanted
-    exporter = exporters.exporter_of(format_)
-    told = {"progress": progress} if getattr(exporter, "TELLS_PROGRESS", False) else {}
-    component: Component = exporter.export(model, name, stage, precision, options[format_], **told)
-    return component
+    return exporters.exporter_of(format_).export(model, name, stage, precision, options[format_], progress)
 
 
 def _words(

@@ -16,7 +16,6 @@ from gguf import GGUFReader
 from edgeomni.bundle import Component
 from edgeomni.errors import BundleError, EngineError, UsageError
 from edgeomni.exporters import exporter_of, options_of
-from edgeomni.exporters.gguf import imitation
 from edgeomni.gate.metrics import cosine
 from edgeomni.interrupt import Interrupt, Interrupted
 from edgeomni.model.encoders import build_adapter
@@ -75,7 +74,9 @@ def test_the_stand_in_computes_what_is_computed(precision: str, tiny_model: Omni
         imitated = reference(tiny_model, mel)
     near, far = np.abs(features - imitated).std(), np.abs(features - reference(tiny_model, mel)).std()
     assert near < 0.6 * far
-    assert imitation.stored_schemes(component)["adapter.proj"].kind == {"f16": "fp16"}.get(precision, precision)
+    assert exporter_of("gguf").stored_schemes(component)["adapter.proj"].kind == {"f16": "fp16"}.get(
+        precision, precision
+    )
 
 
 @pytest.mark.parametrize("adapter", [AdapterSpec("linear", bias=True), AdapterSpec("swiglu", hidden=64, bias=True)])

@@ -300,14 +300,14 @@ def test_what_does_not_fit_a_state_is_refused(bundle: Bundle, tiny_model: OmniMo
 def test_contexts_are_used_again_and_empty(bundle: Bundle, tiny_model: OmniModel) -> None:
     llm, ids = opened(bundle), random_ids(tiny_model, 5)
     state = llm.start(2, 8)
-    context = state.contexts[0]
+    context = state.caches[0]
     first = llm.forward(ids, (), state).text
     llm.fork(state)
     del state
     state = llm.start(1, 6)
-    assert state.contexts[0] is context
+    assert state.caches[0] is context
     np.testing.assert_array_equal(first, llm.forward(ids, (), state).text)
-    assert llm.start(1, 6).contexts[0] is not context
+    assert llm.start(1, 6).caches[0] is not context
     llm.close()
 
 

@@ -97,47 +97,47 @@ def test_buffers_that_are_large_enough_are_used_again(
     llm: OrtLanguageModel, before: tuple[int, int], after: tuple[int, int], same: bool
 ) -> None:
     first = llm.start(*before)
-    used = first.buffers
+    used = first.caches
     del first
-    assert (llm.start(*after).buffers is used) is same
+    assert (llm.start(*after).caches is used) is same
 
 
 def test_a_state_in_use_shares_its_buffers_with_nobody(llm: OrtLanguageModel) -> None:
     first, second = llm.start(1, 8), llm.start(1, 8)
-    assert first.buffers is not second.buffers
+    assert first.caches is not second.caches
 
 
 def test_the_fitting_one_of_several_spares_is_found_and_the_others_stay(llm: OrtLanguageModel) -> None:
     states = [llm.start(1, 4), llm.start(2, 4), llm.start(1, 8)]
-    small, double, long = (s.buffers for s in states)
+    small, double, long = (s.caches for s in states)
     del states
     kept = [llm.start(1, 8), llm.start(2, 3), llm.start(1, 2)]
-    assert [s.buffers for s in kept] == [long, double, small]
+    assert [s.caches for s in kept] == [long, double, small]
 
 
 def test_at_most_four_spares_are_kept(llm: OrtLanguageModel) -> None:
     states = [llm.start(1, 8) for _ in range(6)]
-    used = [s.buffers for s in states]
+    used = [s.caches for s in states]
     del states
     again = [llm.start(1, 8) for _ in range(6)]
-    assert sum(s.buffers in used for s in again) == 4
+    assert sum(s.caches in used for s in again) == 4
 
 
 def test_close_gives_the_spares_back(model: OmniModel, llm: OrtLanguageModel) -> None:
-    used = llm.start(1, 8).buffers
+    used = llm.start(1, 8).caches
     llm.close()
-    assert llm.start(1, 8).buffers is not used
+    assert llm.start(1, 8).caches is not used
     whole_turn(model, llm, 1, 8)
 
 
 def test_what_an_earlier_turn_left_does_not_show(model: OmniModel, llm: OrtLanguageModel) -> None:
     first = llm.start(2, 12)
-    used = first.buffers
+    used = first.caches
     del first
     for buffers in used:
         for array in buffers.arrays:
             array[:] = 100
-    assert whole_turn(model, llm, 2, 8).buffers is used
+    assert whole_turn(model, llm, 2, 8).caches is used
 
 
 def test_capacity_is_the_state_s_and_not_its_buffers(model: OmniModel, llm: OrtLanguageModel) -> None:

@@ -13,7 +13,8 @@ import torch
 
 from edgeomni.errors import EngineError, UsageError
 from edgeomni.exporters import exporter_of, options_of
-from edgeomni.exporters.onnx import OnnxOptions, imitation, reread, schemes_for
+from edgeomni.exporters.onnx import imitation, reread, schemes_for
+from edgeomni.exporters.onnx.options import OnnxOptions
 from edgeomni.gate.metrics import cosine
 from edgeomni.interrupt import Interrupt, Interrupted
 from edgeomni.model.encoders import build_adapter

@@ -247,11 +247,11 @@ def test_turns_side_by_side_and_reused_buffers_do_not_meet(flavour: str, omni: O
     one, two = llm.start(1, 20), llm.start(1, 20)
     for t in range(20):
         hidden = [llm.forward(ids[:, :, t : t + 1], (), state) for ids, state in ((a, one), (b, two))]
-    used = one.buffers
+    used = one.caches
     del one, two
     gc.collect()
     third = llm.start(1, 12)
-    assert third.buffers is used
+    assert third.caches is used
     hidden.append(llm.forward(a[:, :, :12], (), third))
     for ids, h in ((a, hidden[0]), (b, hidden[1]), (a[:, :, :12], hidden[2])):
         np.testing.assert_allclose(llm.text_logits(h, 0), torch_logits(omni, ids)[0][-1], atol=1e-4)

@@ -10,7 +10,8 @@ import pytest
 from edgeomni import export
 from edgeomni.errors import UsageError
 from edgeomni.exporters import exporter_of, options_of
-from edgeomni.exporters.onnx import PRECISIONS, OnnxOptions, schemes_for
+from edgeomni.exporters.onnx.options import OnnxOptions
+from edgeomni.exporters.onnx.precisions import schemes_for
 
 
 def names(component: str, precision: str, **options: Any) -> dict[str, str]:
@@ -48,7 +49,7 @@ def test_schemes_of_a_precision(component: str, precision: str, options: Any, ex
 
 
 def test_the_four_precisions() -> None:
-    assert PRECISIONS == ("fp32", "fp16", "int8", "int4")
+    assert exporter_of("onnx").precisions == ("fp32", "fp16", "int8", "int4")
     assert schemes_for("llm", "int4") == schemes_for("llm", "int4", OnnxOptions("ort", None))
 
 
@@ -93,7 +94,7 @@ def test_options_that_do_not_exist_are_refused() -> None:
 
 def test_a_wrong_component_leaves_no_directory_behind(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="brain"):
-        exporter_of("onnx").export(None, "brain", tmp_path, "fp32", OnnxOptions())
+        exporter_of("onnx").export(None, "brain", tmp_path, "fp32", OnnxOptions())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 import click
 from rich.table import Table
 
 from .. import __version__
-from ..engines import CHECKPOINT, ENGINES, Engine
+from ..engines import CHECKPOINT, ENGINES, Engine, installed_version
 from ..hardware import closest_profile, detect, has_nvidia_gpu
 from ..install_hint import install_command, replacing_command
 from ..printing import say, show
@@ -95,7 +94,7 @@ def examine() -> dict[str, Any]:
 
 
 def _part(distributions: tuple[str, ...], install: str, use: str) -> dict[str, Any]:
-    return {"version": _version(distributions), "install": install, "use": use}
+    return {"version": installed_version(distributions) or None, "install": install, "use": use}
 
 
 def _use(engine: Engine) -> str:
@@ -103,15 +102,6 @@ def _use(engine: Engine) -> str:
     what = [f"bundles in {', '.join(formats)}"] if formats else []
     what += ["checkpoints"] if CHECKPOINT in engine.formats else []
     return f"runs {' and '.join(what)} on {' or '.join(engine.devices)}"
-
-
-def _version(distributions: tuple[str, ...]) -> str | None:
-    for name in distributions:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def _providers() -> list[str]:
@@ -134,7 +124,7 @@ def _table(report: dict[str, Any]) -> Table:
 def _twice(report: dict[str, Any]) -> Iterator[str]:
     """A warning where two packages provide one engine: they write the same files, and the last one installed is it."""
     for name, engine in ENGINES.items():
-        there = [d for d in engine.distributions if _version((d,))]
+        there = [d for d in engine.distributions if installed_version((d,))]
         if engine.exclusive and len(there) > 1 and report["engines"][name]["version"]:
             yield (
                 f"note: {' and '.join(there)} are both installed and write the same folder, so that the one installed "

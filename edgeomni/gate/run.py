@@ -118,7 +118,7 @@ def _reread(model: OmniModel, bundle: Bundle) -> figures.Measured:
 def _altered(model: OmniModel, component: Component, bundle: Bundle) -> list[str]:
     """Files that are not what the exporter wrote; else stored tensors that are not what the checkpoint gives."""
     files = [entry.path for entry in component.files if sha256(bundle.file(entry.path)) != entry.sha256]
-    return files or list(exporters.exporter_of(component.format).altered(model, component, bundle.path))
+    return files or exporters.exporter_of(component.format).altered(model, component, bundle.path)
 
 
 @contextmanager

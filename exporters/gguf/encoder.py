@@ -16,12 +16,13 @@ from gguf import MODEL_ARCH, get_tensor_name_map
 
 from edgeomni.arrays import F32
 from edgeomni.bundle import Component, GraphEntry, describe_files
+from edgeomni.exporters import stored
 from edgeomni.exporters.gguf import speech
 from edgeomni.exporters.gguf.speech_precisions import encoder_schemes
 from edgeomni.exporters.gguf.tensors import FLOAT, Stored
 from edgeomni.quantize.gguf_kinds import check_width
 from edgeomni.quantize.policy import scheme_of
-from edgeomni.quantize.schemes import Scheme, parse
+from edgeomni.quantize.schemes import Scheme
 
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
@@ -53,8 +54,8 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str) -> Compo
 
 def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
     """Names of the stored tensors that are not what the model's weights give."""
-    schemes = {group: parse(text) for group, text in component.scheme.items()}
-    return [f"encoder:{n}" for n in speech.differing(root / component.graphs["encoder"].path, tensors(model, schemes))]
+    expected = tensors(model, stored.schemes(component))
+    return [f"encoder:{n}" for n in speech.differing(root / component.graphs["encoder"].path, expected)]
 
 
 def tensors(model: OmniModel, schemes: Mapping[str, Scheme]) -> Iterator[Stored]:

@@ -8,7 +8,7 @@ inputs rounded to the same type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from edgeomni.bundle import Component
+from edgeomni.exporters import stored
+from edgeomni.exporters.gguf import codec
 from edgeomni.exporters.gguf.tensors import Importance, importance_of
 from edgeomni.model import fake_quant
 from edgeomni.model.bodies import KVCache
 from edgeomni.quantize import gguf_kinds  # makes the kinds known  # noqa: F401
-from edgeomni.quantize.schemes import Scheme, parse
+from edgeomni.quantize.schemes import Scheme
 
 if TYPE_CHECKING:
+    from edgeomni.model.codec_plan import CodecPlan
     from edgeomni.model.omni import OmniModel
 
 _FLOATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -39,7 +42,7 @@ def as_exported(model: OmniModel, component: Component, *, exact: bool, root: Pa
     With `exact` the transformer blocks see float inputs and keys and values stay float32, as in the engine's exact
     mode; the heads' inputs are rounded all the same. `root` is where the export lies.
     """
-    schemes = stored_schemes(component)
+    schemes = stored.schemes(component)
     rounded = {group: scheme for group, scheme in schemes.items() if not exact or group in _HEADS}
     with (
         fake_quant.holding_stored_weights(model, component.name, schemes, importance_of_export(model, component, root)),
@@ -81,13 +84,13 @@ def _half_cache(model: OmniModel) -> Iterator[None]:
 def rounds_inputs(component: Component) -> bool:
     """Whether the transformer blocks' kernels round their inputs, so that exact mode and normal mode differ."""
     return any(
-        s.kind != "fp32" for group, s in stored_schemes(component).items() if group not in (*_HEADS, "embedding")
+        s.kind != "fp32" for group, s in stored.schemes(component).items() if group not in (*_HEADS, "embedding")
     )
 
 
-def stored_schemes(component: Component) -> Mapping[str, Scheme]:
-    """Tensor group, or single parameter -> scheme, as the manifest states them."""
-    return {group: parse(text) for group, text in component.scheme.items()}
+def codec_as_exported(model: OmniModel, component: Component) -> CodecPlan | None:
+    """The codec decoder's plan holding its weights as stored; None where they are stored as they are."""
+    return codec.as_exported(model, component)
 
 
 def rounded_input(x: Tensor, scheme: Scheme) -> Tensor:

@@ -10,7 +10,9 @@ import numpy as np
 from gguf import GGUFReader
 
 from edgeomni.bundle import Component
-from edgeomni.exporters.gguf.imitation import importance_of_export, stored_schemes
+from edgeomni.exporters import stored
+from edgeomni.exporters.gguf import codec, encoder
+from edgeomni.exporters.gguf.imitation import importance_of_export
 from edgeomni.exporters.gguf.tensors import Stored, head_tensors, stack_tensors
 
 if TYPE_CHECKING:
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
 def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
     """Names "role:tensor" of stored tensors that differ in type, shape or bytes, are missing, or are too many."""
-    schemes, importance = stored_schemes(component), importance_of_export(model, component, root)
+    if component.name != "llm":
+        return {"encoder": encoder, "codec": codec}[component.name].altered(model, component, root)
+    schemes, importance = stored.schemes(component), importance_of_export(model, component, root)
     wrong = list[str]()
     for role, graph in component.graphs.items():
         heads = role == "heads"

@@ -7,18 +7,18 @@ Portable graphs dequantize their weights and round no input.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from edgeomni.bundle import Component
+from edgeomni.exporters import stored
 from edgeomni.model import fake_quant
-from edgeomni.model.codec_plan import CodecPlan
-from edgeomni.model.codec_reader import halved, read_plan
-from edgeomni.quantize.schemes import Scheme, parse
+from edgeomni.quantize.schemes import Scheme
 
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
@@ -27,13 +27,13 @@ _HEADS = ("text_head", "audio_head")
 
 
 @contextmanager
-def as_exported(model: OmniModel, component: Component, *, exact: bool) -> Iterator[None]:
+def as_exported(model: OmniModel, component: Component, *, exact: bool, root: Path | None = None) -> Iterator[None]:
     """Within the context the encoder or the LLM of `model` computes as `component`'s graphs do.
 
     With `exact` it computes as the engine's exact mode does: the LLM's transformer blocks and the TTS adapter see
     float inputs, its heads see rounded ones all the same.
     """
-    schemes = stored_schemes(component)
+    schemes = stored.schemes(component)
     rounded = {g: s for g, s in schemes.items() if not exact or component.name != "llm" or g in _HEADS}
     if component.meta["flavour"] != "ort":
         rounded = {}
@@ -46,20 +46,8 @@ def as_exported(model: OmniModel, component: Component, *, exact: bool) -> Itera
 
 def rounds_inputs(component: Component) -> bool:
     """Whether the transformer blocks' kernels round their inputs, so that exact mode and normal mode differ."""
-    schemes = [s for g, s in stored_schemes(component).items() if g not in (*_HEADS, "embedding")]
+    schemes = [s for g, s in stored.schemes(component).items() if g not in (*_HEADS, "embedding")]
     return component.meta["flavour"] == "ort" and any(s.blocked or s.kind == "int8_dynamic" for s in schemes)
-
-
-def codec_as_exported(model: OmniModel, component: Component) -> CodecPlan | None:
-    """The codec decoder's plan holding its weights as stored; None where they are stored as they are."""
-    if stored_schemes(component)["codec"].kind == "fp32":
-        return None
-    return halved(read_plan(model.codec, model.spec.codec))
-
-
-def stored_schemes(component: Component) -> Mapping[str, Scheme]:
-    """Tensor group -> scheme, as the manifest states them."""
-    return {group: parse(text) for group, text in component.scheme.items()}
 
 
 def rounded_input(x: Tensor, scheme: Scheme) -> Tensor:

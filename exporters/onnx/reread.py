@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 from edgeomni.arrays import F32
 from edgeomni.bundle import Component
+from edgeomni.exporters import stored
 from edgeomni.exporters.onnx.body import rope_of
 from edgeomni.exporters.onnx.codec import build as build_codec
 from edgeomni.exporters.onnx.graph import int_tensor
@@ -60,7 +61,7 @@ def _place_of(root: Path, table: Mapping[str, Any], field: str) -> _Place:
 
 
 def _expected(model: OmniModel, component: Component) -> _Expected:
-    return _Expected(model, {group: parse(text) for group, text in component.scheme.items()})
+    return _Expected(model, stored.schemes(component))
 
 
 def _codec_bytes(model: OmniModel, component: Component) -> Callable[[str], list[Bytes]]:

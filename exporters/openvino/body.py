@@ -7,39 +7,16 @@ last position needs is computed, unless every position is wanted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeomni.arrays import F32
-from edgeomni.exporters.onnx.attention import Rope
-from edgeomni.exporters.onnx.weights import PackedWeights
+from edgeomni.exporters.onnx.body import DecoderStack
 from edgeomni.exporters.openvino.graph import END, Graph, Value, ops
-from edgeomni.spec import BodySpec
 
 if TYPE_CHECKING:
-    from edgeomni.model.omni import OmniModel
-
-
-@dataclass(frozen=True)
-class DecoderStack:
-    """What to build: `name` ("body" or "tts") is the parameters' prefix, `layers` the number of blocks."""
-
-    name: str
-    layers: int
-    body: BodySpec
-    rope: Rope
-    weights: PackedWeights
-    every_position: bool = False
-    """Also put out "body_out" [B, S, D], un-normed, of all positions."""
-
-
-def rope_of(model: OmniModel) -> Rope:
-    """The rotary caches of the model's body over its whole context."""
-    rotary = model.body.rotary_emb
-    inverse_frequencies = rotary.inv_freq.float().cpu().numpy()
-    return Rope.of(inverse_frequencies, float(rotary.attention_scaling), model.spec.context)
+    pass
 
 
 def build(stack: DecoderStack) -> Graph:

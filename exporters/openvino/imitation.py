@@ -7,34 +7,29 @@ quality figures, which are taken from the fast mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeomni.bundle import Component
+from edgeomni.exporters import stored
 from edgeomni.model import fake_quant
-from edgeomni.model.codec_plan import CodecPlan
-from edgeomni.model.codec_reader import halved, read_plan
-from edgeomni.quantize.schemes import Scheme, parse
 
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
 
 
 @contextmanager
-def as_exported(model: OmniModel, component: Component) -> Iterator[None]:
-    """Within the context the encoder or the LLM of `model` holds its weights as `component` stores them."""
-    with fake_quant.holding_stored_weights(model, component.name, stored_schemes(component)):
+def as_exported(model: OmniModel, component: Component, *, exact: bool, root: Path | None = None) -> Iterator[None]:
+    """Within the context the encoder or the LLM of `model` holds its weights as `component` stores them.
+
+    `exact` or not is the same: see above.
+    """
+    with fake_quant.holding_stored_weights(model, component.name, stored.schemes(component)):
         yield
 
 
-def codec_as_exported(model: OmniModel, component: Component) -> CodecPlan | None:
-    """The codec decoder's plan holding its weights as stored; None where they are stored as they are."""
-    if stored_schemes(component)["codec"].kind == "fp32":
-        return None
-    return halved(read_plan(model.codec, model.spec.codec))
-
-
-def stored_schemes(component: Component) -> Mapping[str, Scheme]:
-    """Tensor group -> scheme, as the manifest states them."""
-    return {group: parse(text) for group, text in component.scheme.items()}
+def rounds_inputs(component: Component) -> bool:
+    """False: whether OpenVINO's kernels round their inputs is its plugin's choice, and not imitated."""
+    return False

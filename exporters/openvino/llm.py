@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeomni.bundle import Component, GraphEntry, describe_files
+from edgeomni.exporters.onnx.body import DecoderStack, rope_of
 from edgeomni.exporters.onnx.weights import PARTS, PackedWeights, Part, embedding_rows, head_rows
 from edgeomni.exporters.openvino import files
-from edgeomni.exporters.openvino.body import DecoderStack, build, rope_of
+from edgeomni.exporters.openvino.body import build
 from edgeomni.exporters.openvino.graph import Graph, stored_codes
 from edgeomni.exporters.openvino.options import OpenVinoOptions
 from edgeomni.exporters.openvino.precisions import fitted, schemes_for

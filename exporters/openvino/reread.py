@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
 from edgeomni.bundle import Component
+from edgeomni.exporters import stored
+from edgeomni.exporters.onnx.body import rope_of
 from edgeomni.exporters.onnx.weights import PARTS, PackedWeights, Part, embedding_rows, head_rows, packed_parts
 from edgeomni.exporters.openvino import files
-from edgeomni.exporters.openvino.body import rope_of
 from edgeomni.exporters.openvino.codec import build as build_codec
 from edgeomni.exporters.openvino.graph import stored_codes
 from edgeomni.model.codec_reader import read_plan
@@ -65,7 +66,7 @@ class _Expected:
 
     def __init__(self, model: OmniModel, component: Component) -> None:
         self._model = model
-        self._schemes = {group: parse(text) for group, text in component.scheme.items()}
+        self._schemes = stored.schemes(component)
         self._weights = PackedWeights.of(model, self._schemes)
         self._linear = lru_cache(maxsize=1)(self._read_linear)
 

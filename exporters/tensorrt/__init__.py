@@ -1,94 +1,39 @@
 """Torch components -> ONNX graphs that TensorRT takes, and engines of them for the GPUs asked for.
 
 The graphs are always shipped: the gate and the fallback run them on ONNX Runtime, and a device whose GPU cannot be
-built for here builds its engines from them. See edgeomni/exporters/__init__.py for what these names promise. torch and
-onnx are imported when a function is called; TensorRT only in a child process.
+built for here builds its engines from them. TensorRT is imported in a child process only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeomni.bundle import Component
-from edgeomni.exporters.tensorrt.options import TensorRtOptions
+from edgeomni.exporters.tensorrt.options import TensorRtOptions as Options
 from edgeomni.exporters.tensorrt.precisions import PRECISIONS, schemes_for
 
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
 
-__all__ = [
-    "PRECISIONS",
-    "TELLS_PROGRESS",
-    "Options",
-    "TensorRtOptions",
-    "altered",
-    "as_exported",
-    "codec_as_exported",
-    "export",
-    "rounds_inputs",
-    "schemes_for",
-    "stored_schemes",
-]
-
-Options = TensorRtOptions
-TELLS_PROGRESS = True
+__all__ = ["PRECISIONS", "Options", "schemes_for", "write"]
 
 
-def export(
+def write(
     model: OmniModel,
     component: str,
-    out: Path,
+    directory: Path,
+    root: Path,
     precision: str,
-    options: TensorRtOptions | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    options: Options,
+    progress: Callable[[str], None],
 ) -> Component:
-    """Writes `component`'s graphs, tables and engines into out/<component>/ and returns its manifest entry.
+    """The component's graphs, tables and engines in `directory`; see Exporter.export.
 
-    Paths in the entry are relative to `out`. Raises UsageError for names that do not exist and for what a target does
-    not compute, ExportError where TensorRT is missing, refuses a graph, crashes or lacks memory, and OSError for a
-    directory that cannot be written.
+    Raises UsageError for what a target does not compute, ExportError where TensorRT is missing, refuses a graph,
+    crashes or lacks memory.
     """
-    schemes_for(component, precision, options)  # refuses an unknown name before a directory of that name is made
     from edgeomni.exporters.tensorrt import writing
 
-    directory = out / component
-    directory.mkdir(parents=True, exist_ok=True)
-    return writing.write(model, component, directory, out, precision, options or TensorRtOptions(), progress)
-
-
-def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
-    """Names of the component's stored tensors under `root` that differ from what quantizing `model`'s weights gives."""
-    from edgeomni.exporters.tensorrt import reread
-
-    return reread.altered(model, component, root)
-
-
-def as_exported(
-    model: OmniModel, component: Component, *, exact: bool, root: Path | None = None
-) -> AbstractContextManager[None]:
-    """Within the context `model`'s encoder or LLM computes as `component`'s graphs do, with `exact` in float32."""
-    from edgeomni.exporters.tensorrt import imitation
-
-    return imitation.as_exported(model, component, exact=exact)
-
-
-def rounds_inputs(component: Component) -> bool:
-    """Whether products take their inputs in half precision, so that the exact mode differs."""
-    return component.precision != "fp32"
-
-
-def codec_as_exported(model: OmniModel, component: Component) -> Any:
-    """The codec decoder's CodecPlan holding its weights as stored; None where they are stored as they are."""
-    from edgeomni.exporters.tensorrt import imitation
-
-    return imitation.codec_as_exported(model, component)
-
-
-def stored_schemes(component: Component) -> Mapping[str, Any]:
-    """Tensor group -> Scheme, as the manifest states them."""
-    from edgeomni.exporters.tensorrt import imitation
-
-    return imitation.stored_schemes(component)
+    return writing.write(model, component, directory, root, precision, options, progress)

@@ -4,48 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from edgeomni.bundle import Component
+from edgeomni.exporters import stored
 from edgeomni.model import fake_quant
-from edgeomni.model.codec_plan import CodecPlan
-from edgeomni.model.codec_reader import halved, read_plan
 from edgeomni.quantize import tensorrt_kinds  # makes the kinds known  # noqa: F401
 from edgeomni.quantize.policy import scheme_of
-from edgeomni.quantize.schemes import Scheme, parse
+from edgeomni.quantize.schemes import Scheme
 
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
 
 
 @contextmanager
-def as_exported(model: OmniModel, component: Component, *, exact: bool) -> Iterator[None]:
+def as_exported(model: OmniModel, component: Component, *, exact: bool, root: Path | None = None) -> Iterator[None]:
     """Within the context the encoder or the LLM of `model` computes as `component`'s graphs do.
 
     With `exact` it computes as the graphs do when all of their half precision is widened to float32.
     """
-    schemes = stored_schemes(component)
+    schemes = stored.schemes(component)
     with fake_quant.holding_stored_weights(model, component.name, schemes), ExitStack() as half:
-        if not exact and component.precision != "fp32":
+        if not exact and rounds_inputs(component):
             half.enter_context(fake_quant.changed_inputs(model, component.name, schemes, lambda x, _: _half(x)))
             half.enter_context(_half_products(model, component.name, schemes))
             half.enter_context(_HalfAttention())
         yield
 
 
-def codec_as_exported(model: OmniModel, component: Component) -> CodecPlan | None:
-    """The codec decoder's plan holding its weights as stored; None where they are stored as they are."""
-    if stored_schemes(component)["codec"].kind == "fp32":
-        return None
-    return halved(read_plan(model.codec, model.spec.codec))
-
-
-def stored_schemes(component: Component) -> Mapping[str, Scheme]:
-    """Tensor group -> scheme, as the manifest states them."""
-    return {group: parse(text) for group, text in component.scheme.items()}
+def rounds_inputs(component: Component) -> bool:
+    """Whether products take their inputs in half precision, so that the exact mode differs."""
+    return component.precision != "fp32"
 
 
 @contextmanager

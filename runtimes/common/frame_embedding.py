@@ -33,12 +33,22 @@ class FrameEmbedding:
         rows, streams, frames = ids.shape
         audio = self._audio[(ids[:, :-1] - self._layout.text_vocab).reshape(-1)]
         audio = audio.reshape(rows, streams - 1, frames, -1).sum(1)
-        for segment in features:
-            if segment.start < 0 or segment.stop > frames or segment.values.shape[1] != audio.shape[-1]:
-                raise EngineError(
-                    f"features {list(segment.values.shape)} for positions {segment.start} to {segment.stop} do not "
-                    f"fit {frames} positions of ids of width {audio.shape[-1]}"
-                )
-            audio[:, segment.start : segment.stop] = segment.values * np.float32(streams - 1)
         text = self._text[ids[:, -1].reshape(-1)].reshape(rows, frames, -1)
-        return np.ascontiguousarray((audio + text) / np.float32(streams))
+        return mean_of_streams(audio, text, streams, features)
+
+
+def mean_of_streams(audio: F32, text: F32, streams: int, features: Sequence[Features]) -> F32:
+    """audio [rows, t, D], summed over all streams but the text's, and text [rows, t, D] -> their mean, [rows, t, D].
+
+    At the positions of a feature it counts `streams` - 1 times in the place of the audio, which is overwritten.
+    Raises EngineError for features that do not fit.
+    """
+    frames, width = audio.shape[1:]
+    for segment in features:
+        if segment.start < 0 or segment.stop > frames or segment.values.shape[1] != width:
+            raise EngineError(
+                f"features {list(segment.values.shape)} for positions {segment.start} to {segment.stop} do not "
+                f"fit {frames} positions of ids of width {width}"
+            )
+        audio[:, segment.start : segment.stop] = segment.values * np.float32(streams - 1)
+    return np.ascontiguousarray((audio + text) / np.float32(streams))

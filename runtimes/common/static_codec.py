@@ -33,8 +33,7 @@ class StaticCodec(StreamingCodec[Kept[StatesT]]):
     """CodecDecoder of a component in the format tensorrt; `meta` is the component's."""
 
     def __init__(self, spec: CodecSpec, meta: Mapping[str, Any]) -> None:
-        noise = tuple((pace["scale"], pace["lag"]) for pace in meta["noise"])
-        super().__init__(spec, Timing(meta["first_push"], meta["push_multiple"], meta["lag_samples"], noise))
+        super().__init__(spec, Timing.of(meta))
         self._sizes = sizes_of(spec, meta["first_push"], meta["push_multiple"], meta["lag_samples"])
 
     @abstractmethod

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,12 @@ class Timing:
     push_multiple: int
     lag_samples: int
     noise: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> Timing:
+        """What the manifest says of an exported codec; `meta` is the component's."""
+        noise = tuple((pace["scale"], pace["lag"]) for pace in meta["noise"])
+        return cls(meta["first_push"], meta["push_multiple"], meta["lag_samples"], noise)
 
 
 @dataclass

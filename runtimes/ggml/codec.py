@@ -42,8 +42,7 @@ class GgmlCodec(StreamingCodec[Arrays]):
         self, path: Path, component: Component, spec: OmniSpec, threads: int | None, device: str = "cpu"
     ) -> None:
         meta = typed(component.meta, GgufCodecMeta, Source(str(path), BundleError, REMEDY), newer=True)
-        noise = tuple((pace.scale, pace.lag) for pace in meta.noise)
-        super().__init__(spec.codec, Timing(meta.first_push, meta.push_multiple, meta.lag_samples, noise))
+        super().__init__(spec.codec, Timing.of(component.meta))
         self._meta, self._exact = meta, component.scheme["codec"] == "fp32"
         reader = read(path / component.graphs["codec"].path, ARCHITECTURE, expected_tensors(meta, spec.codec))
         arrays = {tensor.name: _values(tensor) for tensor in reader.tensors}

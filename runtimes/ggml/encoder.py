@@ -13,6 +13,7 @@ from edgeomni.arrays import F32
 from edgeomni.bundle import Component
 from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
+from edgeomni.runtimes.common.encoder_window import wanted_features
 from edgeomni.runtimes.ggml.backend import Backend
 from edgeomni.runtimes.ggml.files import Expected, Weights, read
 from edgeomni.runtimes.ggml.graph import Graph
@@ -86,14 +87,7 @@ class GgmlEncoder:
         Setting `interrupt` from another thread ends the run after the operation that it is in, with Interrupted.
         Raises EngineError for another shape.
         """
-        n_mels, most = self._spec.front_end.n_mels, 2 * self._spec.encoder.context
-        if mel.ndim != 2 or len(mel) != n_mels or not 2 <= mel.shape[1] <= most or mel.shape[1] % 2:
-            raise EngineError(
-                f"the encoder takes log-mel [{n_mels}, t] with t even, 2 to {most}, not {list(mel.shape)}; "
-                "split the audio"
-            )
-        frames = mel.shape[1] // 2
-        wanted = min(wanted or frames, frames)
+        wanted, frames = wanted_features(mel, wanted, self._spec), mel.shape[1] // 2
         with self._lock:
             if not self._backend.open:
                 raise EngineError("this encoder is closed; open it again")

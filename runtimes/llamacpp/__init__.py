@@ -6,11 +6,11 @@ See edgeomni/runtimes/__init__.py for what these functions promise. The librarie
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 from edgeomni.bundle import Bundle
 from edgeomni.components import OpenOptions
+from edgeomni.engines import ENGINES
 from edgeomni.errors import EngineError
 
 
@@ -57,7 +57,4 @@ def problem(device: str) -> str:
 
 def version() -> str:
     """The version of the installed llama-cpp-python."""
-    try:
-        return metadata.version("llama-cpp-python")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    return ENGINES["llama.cpp"].version

@@ -6,11 +6,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from edgeomni.arrays import F32, I32, I64
 from edgeomni.bundle import Component
@@ -19,7 +15,9 @@ from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
 from edgeomni.quantize import gguf_kinds  # makes the kinds known  # noqa: F401
 from edgeomni.quantize.schemes import parse
+from edgeomni.runtimes.common.frame_embedding import mean_of_streams
 from edgeomni.runtimes.common.parallel_heads import ParallelHeads
+from edgeomni.runtimes.common.turn_state import Hidden, TurnState, check_audio_row, check_start, taken
 from edgeomni.runtimes.ggml.heads import Heads
 from edgeomni.runtimes.llamacpp.body import BATCH, Body, Context, Stack
 from edgeomni.runtimes.llamacpp.files import check_same_model, read_heads, read_stack
@@ -34,26 +32,10 @@ _ALWAYS_TOGETHER = ("fp32", "fp16", "bf16", "q4_0")
 much by VNNI, and the one for two columns so little, that there two calls are faster (q8_0 on Zen 5: 2 x 12.2 against
 32.9 ms; on Zen 3, without VNNI: 2 x 38 against 59)."""
 
-
-class LlamaHidden(NamedTuple):
-    """Normed hidden of the last position: `text` [rows, D], and `audio`, which with a TTS adapter is its [1, D]."""
-
-    text: F32
-    audio: F32
+LlamaState = TurnState[tuple[Context, ...]]
 
 
-@dataclass(eq=False)
-class LlamaState:
-    """KV caches of one turn, `length` frames of `rows` active rows in them."""
-
-    contexts: tuple[Context, ...]
-    capacity: int
-    max_rows: int
-    length: int = 0
-    rows: int = 1
-
-
-class LlamaLanguageModel(ParallelHeads[LlamaHidden]):
+class LlamaLanguageModel(ParallelHeads[Hidden]):
     """Fulfils components.LanguageModel. What a turn changes is in its state.
 
     `path` is the bundle's directory. Raises BundleError for files that are not this model's, EngineError where
@@ -85,10 +67,7 @@ class LlamaLanguageModel(ParallelHeads[LlamaHidden]):
 
     def start(self, rows: int, max_frames: int) -> LlamaState:
         """An empty state, its contexts reused from an earlier turn where they are large enough."""
-        if not 1 <= max_frames <= self._context:
-            raise EngineError(f"max_frames {max_frames}: this export holds 1 to {self._context} frames")
-        if not 1 <= rows <= BATCH:
-            raise EngineError(f"a state has 1 to {BATCH} rows, not {rows}")
+        check_start(rows, max_frames, self._context, BATCH)
         contexts = self._reused(rows, max_frames) or self._new(rows, max_frames)
         state = LlamaState(contexts, max_frames, rows)
         weakref.finalize(state, self._given_back, contexts).atexit = False
@@ -96,45 +75,37 @@ class LlamaLanguageModel(ParallelHeads[LlamaHidden]):
 
     def forward(
         self, ids: I32, features: Sequence[Features], state: LlamaState, interrupt: Interrupt | None = None
-    ) -> LlamaHidden:
+    ) -> Hidden:
         """See components.LanguageModel. Raises EngineError for a full state and for ids or features that do not fit.
 
         Setting `interrupt` from another thread ends the call in the middle of a frame, with Interrupted.
         """
-        rows, _, frames = ids.shape
-        if rows != state.rows or not frames:
-            raise EngineError(f"ids have {rows} row(s) of {frames} frames, but {state.rows} row(s) are active")
-        if state.length + frames > state.capacity:
-            raise EngineError(f"the cache holds {state.capacity} frames; {state.length} + {frames} are too many")
+        state.check_ids(ids)
         embeds = self.embed(ids, features)
-        for context in state.contexts:
+        for context in state.caches:
             context.set_threads(self._frame_threads)
-        text, un_normed = state.contexts[0].append(embeds, state.length, interrupt, together=self._together)
+        text, un_normed = state.caches[0].append(embeds, state.length, interrupt, together=self._together)
         audio = text
         if un_normed is not None:
-            audio, _ = state.contexts[1].append(un_normed[:1], state.length, interrupt, together=True)
-        state.length += frames
-        return LlamaHidden(text, audio)
+            audio, _ = state.caches[1].append(un_normed[:1], state.length, interrupt, together=True)
+        state.length += ids.shape[2]
+        return Hidden(text, audio)
 
     def fork(self, state: LlamaState) -> None:
-        if state.max_rows < state.rows + 1:
-            raise EngineError(f"the state was started for {state.max_rows} row(s), so it cannot be forked")
-        state.contexts[0].copy_row(0, state.rows)
+        state.caches[0].copy_row(0, state.next_row())
         state.rows += 1
 
     def drop(self, state: LlamaState, row: int) -> None:
-        if row != state.rows - 1 or row == 0:
-            raise EngineError(f"only the last of several rows can be dropped, not row {row} of {state.rows}")
-        state.contexts[0].forget_row(row)
+        state.check_last(row)
+        state.caches[0].forget_row(row)
         state.rows -= 1
 
-    def text_logits(self, hidden: LlamaHidden, row: int) -> F32:
+    def text_logits(self, hidden: Hidden, row: int) -> F32:
         return self._heads.text_logits(hidden.text[row])
 
-    def audio_logits(self, hidden: LlamaHidden, row: int, given: I64 | None = None) -> F32:
+    def audio_logits(self, hidden: Hidden, row: int, given: I64 | None = None) -> F32:
         """[K, audio_vocab]. With a TTS adapter only row 0 has audio: raises EngineError for others."""
-        if row >= len(hidden.audio):
-            raise EngineError(f"row {row} has no audio logits: the TTS adapter runs on row 0 only")
+        check_audio_row(row, len(hidden.audio))
         return self._heads.audio_logits(hidden.audio[row])
 
     def set_threads(self, threads: int) -> None:
@@ -160,29 +131,14 @@ class LlamaLanguageModel(ParallelHeads[LlamaHidden]):
 
     def embed(self, ids: I32, features: Sequence[Features] = ()) -> F32:
         """ids [rows, K+1, t] -> [rows, t, D]: the mean over the K+1 streams, K of them replaced by a feature."""
-        streams, frames = ids.shape[1:]
         audio, text = self._heads.embedding(ids)
-        for segment in features:
-            if segment.start < 0 or segment.stop > frames or segment.values.shape[1] != audio.shape[-1]:
-                raise EngineError(
-                    f"features {list(segment.values.shape)} for positions {segment.start} to {segment.stop} do not fit "
-                    f"{frames} positions of ids of width {audio.shape[-1]}"
-                )
-            audio[:, segment.start : segment.stop] = segment.values * np.float32(streams - 1)
-        return np.ascontiguousarray((audio + text) / np.float32(streams))
+        return mean_of_streams(audio, text, ids.shape[1], features)
 
     def _reused(self, rows: int, frames: int) -> tuple[Context, ...] | None:
-        for _ in range(len(self._spare)):
-            try:
-                contexts = self._spare.popleft()
-            except IndexError:  # another thread took it
-                return None
-            if contexts[0].rows >= rows and contexts[0].frames >= frames:
-                for context in contexts:
-                    context.clear()
-                return contexts
-            self._spare.append(contexts)
-        return None
+        contexts = taken(self._spare, lambda spare: spare[0].rows >= rows and spare[0].frames >= frames)
+        for context in contexts or ():
+            context.clear()
+        return contexts
 
     def _new(self, rows: int, frames: int) -> tuple[Context, ...]:
         if any(not body.model for body in self._bodies):

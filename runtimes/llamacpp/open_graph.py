@@ -9,19 +9,19 @@ from pathlib import Path
 
 from edgeomni.bundle import MANIFEST, Bundle
 from edgeomni.components import OpenOptions
-from edgeomni.errors import BundleError, EdgeOmniError
+from edgeomni.errors import BundleError
 from edgeomni.runtimes import llamacpp
+from edgeomni.runtimes.common.trial import said_by
 
 
 def main(path: str) -> int:
     """0 when the component opens; 1 with the engine's message on stderr. What aborts the engine ends the process."""
-    try:
-        bundle, name = _component_of(Path(path).resolve())
-        llamacpp.open_component(bundle, name, OpenOptions(threads=1)).close()
-    except EdgeOmniError as exc:
-        print(exc, file=sys.stderr)
-        return 1
-    return 0
+    return said_by(lambda: _open(Path(path).resolve()))
+
+
+def _open(path: Path) -> None:
+    bundle, name = _component_of(path)
+    llamacpp.open_component(bundle, name, OpenOptions(threads=1)).close()
 
 
 def _component_of(path: Path) -> tuple[Bundle, str]:

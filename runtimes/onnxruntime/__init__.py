@@ -8,7 +8,6 @@ called.
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from edgeomni.bundle import Bundle
@@ -50,12 +49,7 @@ def problem(device: str) -> str:
 
 def version() -> str:
     """The version of the installed ONNX Runtime."""
-    for distribution in ENGINES["onnxruntime"].distributions:
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return "unknown"
+    return ENGINES["onnxruntime"].version
 
 
 def _open(bundle: Bundle, name: str, options: OpenOptions, *, exact: bool) -> Any:

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from edgeomni.arrays import F32, I64
 from edgeomni.bundle import Component
 from edgeomni.hardware import cores
+from edgeomni.runtimes.common.graph_codec import edge_values
 from edgeomni.runtimes.common.streaming_codec import StreamingCodec, Timing
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, translated
 from edgeomni.spec import OmniSpec
@@ -24,15 +25,16 @@ class OrtCodec(StreamingCodec[Kept]):
 
     def __init__(self, bundle_path: Path, component: Component, spec: OmniSpec, sessions: SessionFactory) -> None:
         meta = component.meta
-        noise = tuple((pace["scale"], pace["lag"]) for pace in meta["noise"])
-        super().__init__(spec.codec, Timing(meta["first_push"], meta["push_multiple"], meta["lag_samples"], noise))
+        super().__init__(spec.codec, Timing.of(meta))
         self._sessions, self._path = sessions, bundle_path / component.graphs["codec"].path
         self._session = self._all = sessions.open(self._path)
         self._with_fewer: dict[int, ort.InferenceSession] = {}
         self._device = getattr(sessions, "memory", "cpu")
         self._states = [state["name"] for state in meta["states"]]
-        self._initial = {s["name"]: self._value(np.zeros(s["shape"], s["dtype"])) for s in meta["states"]}
-        self._edges = {(first, last): self._edge_values(meta, first, last) for first in (0, 1) for last in (0, 1)}
+        self._initial = self._values({s["name"]: np.zeros(s["shape"], s["dtype"]) for s in meta["states"]})
+        self._edges = {
+            (first, last): self._values(edge_values(meta, first, last)) for first in (0, 1) for last in (0, 1)
+        }
 
     def set_threads(self, threads: int) -> None:
         """See components.SetsThreads. ONNX Runtime's threads belong to a session: fewer are a session of their own.
@@ -69,15 +71,8 @@ class OrtCodec(StreamingCodec[Kept]):
         wave, *states = binding.get_outputs()
         return wave.numpy()[0, 0], dict(zip(self._states, states, strict=True))
 
-    def _edge_values(self, meta: Mapping[str, Any], first: int, last: int) -> Kept:
-        """The inputs that depend only on whether a push is the first and whether it is the last."""
-        values: dict[str, np.ndarray[Any, Any]] = {}
-        for tail in meta["tails"]:
-            values[tail["name"]] = np.zeros((1, tail["channels"], tail["length"] * last), np.float32)
-        for bound in meta["bounds"]:
-            here = {"first": first, "last": last}[bound["push"]]
-            values[bound["name"]] = np.array([bound["then" if here else "otherwise"]], np.int64)
-        return {name: self._value(value) for name, value in values.items()}
+    def _values(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Kept:
+        return {name: self._value(array) for name, array in arrays.items()}
 
     def _value(self, array: np.ndarray[Any, Any]) -> ort.OrtValue:
         return ort.OrtValue.ortvalue_from_numpy(array, "cpu" if array.dtype == np.int64 else self._device, 0)

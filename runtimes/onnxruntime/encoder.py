@@ -8,8 +8,8 @@ import numpy as np
 
 from edgeomni.arrays import F32
 from edgeomni.bundle import Component
-from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
+from edgeomni.runtimes.common.encoder_window import wanted_features
 from edgeomni.runtimes.onnxruntime.sessions import SessionFactory, interruptible
 from edgeomni.spec import OmniSpec
 
@@ -29,13 +29,7 @@ class OrtEncoder:
         Setting `interrupt` from another thread ends the run after the operator that it is in, with Interrupted.
         Raises EngineError for another shape.
         """
-        n_mels, most = self._spec.front_end.n_mels, 2 * self._spec.encoder.context
-        if mel.ndim != 2 or len(mel) != n_mels or not 2 <= mel.shape[1] <= most or mel.shape[1] % 2:
-            raise EngineError(
-                f"the encoder takes log-mel [{n_mels}, t] with t even, 2 to {most}, not {list(mel.shape)}; "
-                "split the audio"
-            )
-        wanted = min(wanted or mel.shape[1] // 2, mel.shape[1] // 2)
+        wanted = wanted_features(mel, wanted, self._spec)
         feed = {"mel": np.ascontiguousarray(mel[None], np.float32)}
         if self._cuts:
             feed["wanted"] = np.array([wanted])

@@ -5,19 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from edgeomni.errors import EdgeOmniError
+from edgeomni.runtimes.common.trial import said_by
 
 
 def main(path: str) -> int:
     """0 when the graph opens; 1 with the engine's message on stderr. What aborts the engine ends the process."""
-    try:
-        from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
+    return said_by(lambda: _open(Path(path)))
 
-        SessionFactory(threads=1).open(Path(path))
-    except EdgeOmniError as exc:
-        print(exc, file=sys.stderr)
-        return 1
-    return 0
+
+def _open(path: Path) -> None:
+    from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
+
+    SessionFactory(threads=1).open(path)
 
 
 if __name__ == "__main__":

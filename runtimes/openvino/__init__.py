@@ -6,7 +6,6 @@ called.
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 from edgeomni.bundle import Bundle
@@ -45,12 +44,7 @@ def problem(device: str) -> str:
 
 def version() -> str:
     """The version of the installed OpenVINO."""
-    for distribution in ENGINES["openvino"].distributions:
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return "unknown"
+    return ENGINES["openvino"].version
 
 
 def _open(bundle: Bundle, name: str, options: OpenOptions, *, exact: bool) -> Any:

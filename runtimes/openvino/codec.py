@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgeomni.arrays import F32, I64
 from edgeomni.bundle import Component
+from edgeomni.runtimes.common.graph_codec import edge_values
 from edgeomni.runtimes.common.streaming_codec import StreamingCodec, Timing
 from edgeomni.runtimes.openvino.models import Model, ModelFactory
 from edgeomni.spec import OmniSpec
@@ -33,10 +34,9 @@ class OvCodec(StreamingCodec[Kept]):
 
     def __init__(self, bundle_path: Path, component: Component, spec: OmniSpec, models: ModelFactory) -> None:
         meta = component.meta
-        noise = tuple((pace["scale"], pace["lag"]) for pace in meta["noise"])
-        super().__init__(spec.codec, Timing(meta["first_push"], meta["push_multiple"], meta["lag_samples"], noise))
+        super().__init__(spec.codec, Timing.of(meta))
         self._initial = {s["name"]: np.zeros(s["shape"], s["dtype"]) for s in meta["states"]}
-        self._edges = {(first, last): _edge_values(meta, first, last) for first in (0, 1) for last in (0, 1)}
+        self._edges = {(first, last): edge_values(meta, first, last) for first in (0, 1) for last in (0, 1)}
         source = models.read(bundle_path / component.graphs["codec"].path)
         self._model = models.compiled(source)
         self._fixed: dict[Push, tuple[Model, dict[str, tuple[int, ...]]]] = {}
@@ -90,14 +90,3 @@ def _states_after(model: Model) -> dict[str, tuple[int, ...]] | None:
         return None
     known = zip(model.outputs, (tuple(shape.to_shape()) for shape in shapes), strict=True)
     return {name.removeprefix("next."): shape for name, shape in known if name != "wave"}
-
-
-def _edge_values(meta: Mapping[str, Any], first: int, last: int) -> Kept:
-    """The inputs that depend only on whether a push is the first and whether it is the last."""
-    values: Kept = {
-        tail["name"]: np.zeros((1, tail["channels"], tail["length"] * last), np.float32) for tail in meta["tails"]
-    }
-    for bound in meta["bounds"]:
-        here = {"first": first, "last": last}[bound["push"]]
-        values[bound["name"]] = np.array([bound["then" if here else "otherwise"]], np.int64)
-    return values

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
 from edgeomni.bundle import Component
-from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
+from edgeomni.runtimes.common.encoder_window import wanted_features
 from edgeomni.runtimes.openvino.models import ModelFactory
 from edgeomni.spec import OmniSpec
 
@@ -32,13 +32,7 @@ class OvEncoder:
         Setting `interrupt` from another thread ends the run after the layer that it is in, with Interrupted.
         Raises EngineError for another shape.
         """
-        n_mels, most = self._spec.front_end.n_mels, 2 * self._spec.encoder.context
-        if mel.ndim != 2 or len(mel) != n_mels or not 2 <= mel.shape[1] <= most or mel.shape[1] % 2:
-            raise EngineError(
-                f"the encoder takes log-mel [{n_mels}, t] with t even, 2 to {most}, not {list(mel.shape)}; "
-                "split the audio"
-            )
-        wanted = min(wanted or mel.shape[1] // 2, mel.shape[1] // 2)
+        wanted = wanted_features(mel, wanted, self._spec)
         feed: dict[str, NDArray[Any]] = {"mel": np.ascontiguousarray(mel[None], np.float32)}
         feed["wanted"] = np.array([wanted], np.int64)
         features: F32 = self._model.run(feed, interrupt)["features"][0]

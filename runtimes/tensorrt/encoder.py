@@ -7,6 +7,7 @@ import numpy as np
 from edgeomni.arrays import F32
 from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
+from edgeomni.runtimes.common.encoder_window import wanted_features
 from edgeomni.runtimes.tensorrt.engine import Shape
 from edgeomni.runtimes.tensorrt.memory import Block
 from edgeomni.runtimes.tensorrt.opening import Engines
@@ -41,15 +42,9 @@ class TrtEncoder:
 
         An interrupt is seen before the run, which is not stopped. Raises EngineError for another shape.
         """
-        n_mels, frames = self._spec.front_end.n_mels, mel.shape[-1]
-        if mel.ndim != 2 or len(mel) != n_mels or not 2 <= frames <= self._most or frames % 2:
-            raise EngineError(
-                f"the encoder takes log-mel [{n_mels}, t] with t even, 2 to {self._most}, not {list(mel.shape)}; "
-                "split the audio"
-            )
+        wanted, frames = wanted_features(mel, wanted, self._spec), mel.shape[1]
         if not self._varies and frames != self._most:
             raise EngineError(f"this engine takes windows of {self._most} mel frames alone, not {frames}; export again")
-        wanted = min(wanted or frames // 2, frames // 2)
         if interrupt is not None:
             interrupt.check()
         with self._device.lock:

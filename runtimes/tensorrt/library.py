@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from edgeomni.engines import installed_version
 from edgeomni.errors import EngineError, EngineUnavailable
 from edgeomni.install_hint import install_command
 
@@ -94,12 +95,7 @@ def installed(names: Sequence[str] = tuple(EXTRAS)) -> list[str]:
 
 def version_of(name: str) -> str:
     """The installed version of a package, "" where there is none. Does not load it."""
-    for distribution in _DISTRIBUTIONS[name]:
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return ""
+    return installed_version(_DISTRIBUTIONS[name])
 
 
 def _logger(module: ModuleType, said: deque[str]) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt
 from edgeomni.runtimes.common.frame_embedding import FrameEmbedding
 from edgeomni.runtimes.common.parallel_heads import ParallelHeads
+from edgeomni.runtimes.common.turn_state import TurnState, check_audio_row, check_start
 from edgeomni.runtimes.tensorrt.engine import Engine
 from edgeomni.runtimes.tensorrt.heads import Head
 from edgeomni.runtimes.tensorrt.opening import Engines
@@ -31,21 +31,11 @@ from edgeomni.spec import OmniSpec
 
 _SPARE_STATES = 4
 """Caches kept for later turns, at the real shape 50 MB each in half precision."""
-
-
-@dataclass(eq=False)
-class TrtState:
-    """KV caches of one turn, `length` frames of `rows` active rows in them."""
-
-    buffers: Buffers
-    capacity: int
-    max_rows: int
-    length: int = field(default=0)
-    rows: int = field(default=1)
+TrtState = TurnState[Buffers]
 
 
 class TrtLanguageModel(ParallelHeads[Outputs]):
-    """Fulfils components.LanguageModel. Engines and tables are shared; all that a turn changes is in its TrtState.
+    """Fulfils components.LanguageModel. Engines and tables are shared; all that a turn changes is in its state.
 
     Calls of several threads come one after another into the device's one stream. Raises BundleError for a table that
     cannot be read, EngineError for engines that cannot be had, opened, or are not of this model.
@@ -86,10 +76,7 @@ class TrtLanguageModel(ParallelHeads[Outputs]):
 
     def start(self, rows: int, max_frames: int) -> TrtState:
         """An empty state. All caches are alike, so that those of an earlier turn serve again."""
-        if not 1 <= max_frames <= self._context:
-            raise EngineError(f"max_frames {max_frames}: this export holds 1 to {self._context} frames")
-        if not 1 <= rows <= ROWS:
-            raise EngineError(f"a state has 1 to {ROWS} rows, not {rows}")
+        check_start(rows, max_frames, self._context, ROWS)
         with self._device.lock:
             self._device.collect()
             if self._engines.closed:
@@ -111,13 +98,10 @@ class TrtLanguageModel(ParallelHeads[Outputs]):
 
         An interrupt ends it before the next piece of a long prompt.
         """
+        state.check_ids(ids)
         rows, _, frames = ids.shape
-        if rows != state.rows or not frames:
-            raise EngineError(f"ids have {rows} row(s) of {frames} frames, but {state.rows} row(s) are active")
-        if state.length + frames > state.capacity:
-            raise EngineError(f"the cache holds {state.capacity} frames; {state.length} + {frames} are too many")
         embeds = self._embedding.embed(ids, features)
-        at_once = state.buffers.most_frames if rows == 1 else 1
+        at_once = state.caches.most_frames if rows == 1 else 1
         for i in range(0, frames, at_once):
             if interrupt is not None:
                 interrupt.check()
@@ -125,15 +109,13 @@ class TrtLanguageModel(ParallelHeads[Outputs]):
         return outputs
 
     def fork(self, state: TrtState) -> None:
-        if state.max_rows < state.rows + 1:
-            raise EngineError(f"the state was started for {state.max_rows} row(s), so it cannot be forked")
+        row = state.next_row()
         with self._device.lock:
-            state.buffers.copy_row(0, state.rows, state.length)
+            state.caches.copy_row(0, row, state.length)
         state.rows += 1
 
     def drop(self, state: TrtState, row: int) -> None:
-        if row != state.rows - 1 or row == 0:
-            raise EngineError(f"only the last of several rows can be dropped, not row {row} of {state.rows}")
+        state.check_last(row)
         state.rows -= 1
 
     def text_logits(self, hidden: Outputs, row: int) -> F32:
@@ -165,7 +147,7 @@ class TrtLanguageModel(ParallelHeads[Outputs]):
 
     def _append(self, embeds: F32, state: TrtState) -> Outputs:
         with self._device.lock:
-            outputs = self._staged_by(state.buffers.run(embeds, state.length))
+            outputs = self._staged_by(state.caches.run(embeds, state.length))
         state.length += embeds.shape[1]
         return outputs
 
@@ -182,8 +164,7 @@ class TrtLanguageModel(ParallelHeads[Outputs]):
 
     def _audio_hidden(self, hidden: Outputs, row: int) -> NDArray[np.generic] | None:
         """None where it is staged."""
-        if row >= hidden.audio_rows:
-            raise EngineError(f"row {row} has no audio logits: the TTS adapter runs on row 0 only")
+        check_audio_row(row, hidden.audio_rows)
         return None if self._is_staged(hidden, self._audio_head) and row == 0 else hidden.row("audio", row)
 
     def _is_staged(self, hidden: Outputs, head: Head) -> bool:
