@@ -11,16 +11,16 @@ from edgeomni.bundle import MANIFEST, Bundle
 from edgeomni.components import OpenOptions
 from edgeomni.errors import BundleError, EdgeOmniError
 from edgeomni.runtimes import llamacpp
+from edgeomni.runtimes.refusal import told
 
 
 def main(path: str) -> int:
-    """0 when the component opens; 1 with the engine's message on stderr. What aborts the engine ends the process."""
+    """0 when the component opens; else a code of refusal.py and the engine's message on stderr. What aborts the engine ends the process."""
     try:
         bundle, name = _component_of(Path(path).resolve())
         llamacpp.open_component(bundle, name, OpenOptions(threads=1)).close()
     except EdgeOmniError as exc:
-        print(exc, file=sys.stderr)
-        return 1
+        return told(exc)
     return 0
 
 
@@ -29,9 +29,9 @@ def _component_of(path: Path) -> tuple[Bundle, str]:
     for root in path.parents:
         if (root / MANIFEST).is_file():
             bundle = Bundle.open(root, hashes=False)
-            for name, component in bundle.manifest.components.items():
+            for component in bundle.exports():
                 if any((root / graph.path).resolve() == path for graph in component.graphs.values()):
-                    return bundle, name
+                    return bundle.with_components({component.name: component}), component.name
     raise BundleError(f"{path}: no bundle around it names it; export the checkpoint again")
 
 

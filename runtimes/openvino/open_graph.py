@@ -6,17 +6,17 @@ import sys
 from pathlib import Path
 
 from edgeomni.errors import EdgeOmniError
+from edgeomni.runtimes.refusal import told
 
 
 def main(path: str) -> int:
-    """0 when the model opens; 1 with the engine's message on stderr. What aborts the engine ends the process."""
+    """0 when the model opens; else a code of refusal.py and the engine's message on stderr. What aborts the engine ends the process."""
     try:
         from edgeomni.runtimes.openvino.models import ModelFactory
 
         ModelFactory(threads=1).open(Path(path))
     except EdgeOmniError as exc:
-        print(exc, file=sys.stderr)
-        return 1
+        return told(exc)
     return 0
 
 
