@@ -48,7 +48,7 @@ def external_files(path: Path) -> set[str]:
 
 
 def opset(path: Path) -> int:
-    """The version of ONNX's own operators that the graph is written in; 0 where the file does not say, or is no graph."""
+    """The version of ONNX's own operators that a graph is written in; 0 where the file does not say, or is no graph."""
     try:
         with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
             spans = [span for number, span in _fields(data, (0, len(data))) if number == _OPSET]

@@ -15,7 +15,7 @@ from edgeomni.runtimes.refusal import told
 
 
 def main(path: str) -> int:
-    """0 when the component opens; else a code of refusal.py and the engine's message on stderr. What aborts the engine ends the process."""
+    """0 when the component opens; else a code of refusal.py, and the reason on stderr. A crash ends the process."""
     try:
         bundle, name = _component_of(Path(path).resolve())
         llamacpp.open_component(bundle, name, OpenOptions(threads=1)).close()

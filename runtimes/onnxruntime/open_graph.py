@@ -10,7 +10,7 @@ from edgeomni.runtimes.refusal import told
 
 
 def main(path: str) -> int:
-    """0 when the graph opens; else a code of refusal.py and the engine's message on stderr. What aborts the engine ends the process."""
+    """0 when the graph opens; else a code of refusal.py, and the reason on stderr. A crash ends the process."""
     try:
         from edgeomni.runtimes.onnxruntime.sessions import SessionFactory
 

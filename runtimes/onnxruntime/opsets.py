@@ -1,4 +1,4 @@
-"""Graphs in the portable flavour have operators that an older ONNX Runtime does not know, which it says in its own words.
+"""Graphs of TensorRT bundles and in the portable flavour have operators that an older ONNX Runtime does not know.
 
 ONNX Runtime 1.23, the last one for Python 3.10 and so for JetPack 6, refuses the whole opset; 1.24 has no kernel for
 TensorScatter.
@@ -23,7 +23,7 @@ NEEDED_PYTHON = (3, 11)
 
 @contextmanager
 def demanded(path: Path) -> Iterator[None]:
-    """Raises EngineUnavailable, of kind "version", where a graph cannot be loaded because it needs a newer ONNX Runtime.
+    """Raises EngineUnavailable of kind "version" where a graph cannot be loaded because ONNX Runtime is too old for it.
 
     Any other EngineError is left as it is.
     """
@@ -43,7 +43,7 @@ def _said(has: int) -> str:
             f"{'.'.join(map(str, NEEDED_PYTHON))} or newer)"
         )
     return (
-        f"graphs in ONNX's opset {has}, which --flavour portable and --format tensorrt write, need ONNX Runtime {needed} "
-        f"or newer, and this is {ort.__version__}; update it{python}, or export the checkpoint to ONNX in its default "
-        "flavour"
+        f"graphs in ONNX's opset {has}, which --flavour portable and --format tensorrt write, need ONNX Runtime "
+        f"{needed} or newer, and this is {ort.__version__}; update it{python}, or export the checkpoint to ONNX in its "
+        "default flavour"
     )
