@@ -23,12 +23,9 @@ except ImportError as exc:
         "package", f"the onnxruntime engine is not installed or cannot be loaded ({exc}); {install_command()}"
     ) from exc
 
-from edgeomni.runtimes.onnxruntime import providers
+from edgeomni.runtimes.onnxruntime import opsets, providers
 
-_LOAD_REMEDY = (
-    "verify the bundle with `edgeomni verify`, export it again, or update ONNX Runtime, of which bundles in the "
-    "portable flavour need 1.25 or newer"
-)
+_LOAD_REMEDY = "verify the bundle with `edgeomni verify`, export it again, or update ONNX Runtime"
 _MEMORY_REMEDY = "close what else uses the device's memory, take a smaller precision, or use --device cpu"
 _NO_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "cudaerrormemoryallocation")
 """How ONNX Runtime's arena, the C++ library and CUDA say that there is no memory left."""
@@ -81,7 +78,7 @@ class SessionFactory:
         x86 without VNNI adds up u8 x s8 products in 16 bits, which overflows: there `dynamic` makes the weights u8,
         which is exact (and with VNNI would cost 50 %).
         """
-        with translated(f"{path.name} cannot be loaded", _LOAD_REMEDY):
+        with opsets.demanded(path), translated(f"{path.name} cannot be loaded", _LOAD_REMEDY):
             options = self._options()
             if self._half is not None:
                 return self._open_half(path, options, self._half, records)
