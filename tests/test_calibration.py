@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from edgeomni import export
+from edgeomni import export, exporters
 from edgeomni.bundle import Bundle
 from edgeomni.calibration import OF_A_TASK, CalibrationData, recorded
 from edgeomni.cli import main
@@ -28,7 +28,7 @@ from edgeomni.gate.judge import GateOptions
 from edgeomni.model import checkpoints, fake_quant
 from edgeomni.prompts import from_texts
 from edgeomni.quantize import calibrate
-from edgeomni.quantize.schemes import Scheme, dequantize
+from edgeomni.quantize.schemes import Scheme, dequantize, parse, quantize, signed_codes
 from edgeomni.question import Question
 from edgeomni.runtimes.torch import TorchEncoder, TorchLanguageModel
 from edgeomni.text import Tokenizer
@@ -118,7 +118,6 @@ def bundles(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         patch.setattr(answers, "LONGEST", 8)
         made = {f: exported(tiny_model, root / f, f, options={f: {"block": 32}}) for f in ("onnx", "openvino")}
         made["again"] = exported(tiny_model, root / "again", options={"onnx": {"block": 32}})
-        made["nearest"] = exported(tiny_model, root / "nearest", options={"onnx": {"block": 32}}, calibrate=None)
     return made
 
 
@@ -141,15 +140,18 @@ def body(bundle: Bundle) -> dict[str, tuple[np.ndarray, bytes]]:
     return found
 
 
-def test_formats_hold_the_same_codes_and_exporting_again_gives_them_again(bundles: dict[str, Bundle]) -> None:
+def test_formats_hold_the_same_codes_and_exporting_again_gives_them_again(
+    tiny_model: Any, bundles: dict[str, Bundle]
+) -> None:
     onnx, openvino = body(bundles["onnx"]), body(bundles["openvino"])
     assert set(onnx) == set(openvino) and len(onnx) == 12
     for name, (codes, scales) in onnx.items():
         np.testing.assert_array_equal(codes, openvino[name][0])
         assert scales == openvino[name][1]
     assert bundles["again"].digest == bundles["onnx"].digest
-    nearest = body(bundles["nearest"])
-    assert all(np.mean(codes == nearest[name][0]) < 0.95 for name, (codes, _) in onnx.items())
+    down = tiny_model.get_parameter("body.layers.0.mlp.down_proj.weight").detach().numpy()
+    nearest = signed_codes(quantize(down, Scheme("int4", 32)))
+    assert 0.3 < np.mean(onnx["body.layers.0.mlp.down_proj"][0] == nearest.reshape(-1)) < 0.95
 
 
 def test_codes_are_those_that_the_turns_choose(tiny_model: Any, bundles: dict[str, Bundle]) -> None:
@@ -168,8 +170,6 @@ def test_the_gate_passes_and_the_manifest_tells(bundles: dict[str, Bundle]) -> N
         assert manifest.gate["fidelity"]["llm.altered"]["value"] == 0
         assert manifest.provenance["calibration"] == "gptq" and manifest.provenance["calibration_turns"] == 4
         assert manifest.provenance["command"].endswith("--block 32 --calibrate DATA --calibrate-limit 16")
-    plain = bundles["nearest"].manifest.provenance
-    assert not [key for key in plain if key.startswith("calibration")] and "--calibrate" not in plain["command"]
 
 
 def test_the_gate_finds_codes_that_other_turns_chose(tiny_model: Any, bundles: dict[str, Bundle]) -> None:
@@ -181,11 +181,24 @@ def test_the_gate_finds_codes_that_other_turns_chose(tiny_model: Any, bundles: d
 
 @pytest.mark.parametrize("precision", ["int4", "int8w"])
 def test_tensorrt_graphs_hold_chosen_codes_too(tiny_model: Any, tmp_path: Path, precision: str) -> None:
-    formats = {"encoder": "onnx:fp32", "llm": f"tensorrt:{precision}", "codec": "onnx:fp32"}
-    bundle = export.export_bundle(tiny_model, tmp_path / "out", formats=formats, threads=1, calibrate=DATA)
-    assert bundle.manifest.gate["fidelity"]["llm.altered"]["value"] == 0
-    plain = export.export_bundle(tiny_model, tmp_path / "plain", formats=formats, threads=1)
-    assert plain.digest != bundle.digest
+    exporter = exporters.exporter_of("tensorrt")
+    turns = recorded(tiny_model, CalibrationData(SAMPLES[:1])).inputs
+    with calibrate.choosing(tiny_model, turns):
+        component = exporter.export(tiny_model, "llm", tmp_path, precision)
+        assert exporter.altered(tiny_model, component, tmp_path) == []
+    nearest = exporter.altered(tiny_model, component, tmp_path)
+    assert nearest and all(name.startswith("body:") for name in nearest)
+    scheme = parse(component.scheme["body.linear"])
+    packed = calibrate.choose(tiny_model, turns, scheme)["body.layers.0.mlp.down_proj.weight"]
+    stored = dict(reread.tensors(tmp_path / component.graphs["body"].path))
+    expected = int_bytes(signed_codes(packed), int(scheme.bits))
+    assert any(np.array_equal(data, layout) for data in stored.values() for layout in expected)
+
+
+def int_bytes(codes: np.ndarray, bits: int) -> list[np.ndarray]:
+    """Bytes of codes [n, k] and of their transpose: one each, or two 4-bit ones, the low half first."""
+    flat = [c.astype(np.int8).reshape(-1).view(np.uint8) for c in (codes, codes.T)]
+    return flat if bits == 8 else [(c[0::2] & 15) | (c[1::2] << 4) for c in flat]
 
 
 @pytest.mark.parametrize(
