@@ -137,7 +137,7 @@ def _rewriting(path: Path) -> Any:
     except ImportError as exc:
         raise EngineUnavailable(
             "package",
-            f"{path.name} holds bfloat16 or FP4, which ONNX Runtime does not compute, and making them float32 needs the "
+            f"{path.name} holds bfloat16 or FP4, which ONNX Runtime does not compute, and to widen them needs the "
             f"package onnx ({exc}): {install_command('export')}, or take a bundle in fp16, int8 or int4",
         ) from exc
     return half
