@@ -87,7 +87,7 @@ def test_doctor_tells_what_works_what_does_not_and_what_is_untested(monkeypatch:
 
 def test_two_packages_of_one_engine_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "usable", lambda engines: {})
-    monkeypatch.setattr(doctor, "_version", lambda names: "1.0")
+    monkeypatch.setattr(doctor, "installed_version", lambda names: "1.0")
     shown = CliRunner().invoke(main, ["doctor"]).output
     assert "note: onnxruntime and onnxruntime-gpu are both installed and write the same folder" in shown
 

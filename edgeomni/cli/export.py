@@ -23,7 +23,8 @@ component_options = options(
     click.option(
         "--precision",
         metavar="PRECISION",
-        help="Of all components, none below its floor: fp32, fp16, int8, int4, or for GGUF f16, bf16, q8_0, q4_0 ... "
+        help="Of all components, none below its floor: fp32, fp16, int8, int4; for TensorRT also bf16, "
+        "int8w, fp8, nvfp4; for GGUF f16, bf16, q8_0, q4_0 ... "
         "[default: what --profile chooses, else int4; GGUF q4_0].",
     ),
     click.option("--encoder", metavar="FORMAT:PRECISION", help="onnx:int8, for instance."),
@@ -41,6 +42,7 @@ component_options = options(
     click.option("--imatrix", metavar="FILE", help="llama.cpp's importance matrix, for the LLM's blocks in GGUF."),
     click.option("--target", "gpus", metavar="SM,...", help="GPUs that TensorRT builds engines for: sm_89,sm_120."),
     click.option("--cache", type=click.IntRange(1), help="Frames in TensorRT's KV cache [default: all the model has]."),
+    click.option("--calibration", metavar="SOUNDS", help="Recordings that TensorRT's int8 and fp8 learn ranges from."),
     click.option("--threads", type=click.IntRange(1), help="Threads for the gate [default: all cores]."),
 )
 gate_options = options(
@@ -109,6 +111,7 @@ def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, 
     own = {"onnx": {k: how[k] for k in ("flavour", "block")}, "gguf": {k: how[k] for k in ("heads", "imatrix")}}
     own["openvino"] = {"block": how["block"]}
     own["tensorrt"] = {"target": how["gpus"] or "", "cache": how["cache"], "block": how["block"]}
+    own["tensorrt"]["calibration"] = how["calibration"]
     choices(precision, formats, own)
     gate = GateOptions(dict(parse_limit(text) for text in how["gate"]), enforce=not how["no_gate"])
     same = {k: how[k] for k in ("threads", "force")}

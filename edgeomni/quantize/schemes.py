@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from ..arrays import F32
 from ..errors import UsageError
 
-Category = Literal["float", "weight-only", "dynamic"]
+Category = Literal["float", "weight-only", "dynamic", "static"]
 """float: values rounded to a narrower float. weight-only: codes, which kernels multiply with float inputs or with
-inputs that they round by block. dynamic: codes, and inputs rounded with one scale per tensor."""
+inputs that they round by block. dynamic: codes, and inputs rounded with one scale per tensor. static: the same, with
+a scale that was measured beforehand."""
 _ROWS_AT_ONCE = 8192
 _NAME = re.compile(r"(?P<kind>\w+?)(?P<signed>s)?_b(?P<block>[1-9]\d*)")
 _KIND_NAME = re.compile(r"[a-z][a-z0-9_]*")

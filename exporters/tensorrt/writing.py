@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -23,9 +24,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger("edgeomni")
 
 
-def made(model: OmniModel, component: str, precision: str, options: TensorRtOptions) -> Made:
-    """What the builder of `component` makes of `model`."""
-    result: Made = import_module(f".{component}", __package__).make(model, precision, options)
+def made(
+    model: OmniModel,
+    component: str,
+    precision: str,
+    options: TensorRtOptions,
+    inputs: Mapping[str, float] | None = None,
+) -> Made:
+    """What the builder of `component` makes of `model`; `inputs` as measured before (calibration.input_scales)."""
+    result: Made = import_module(f".{component}", __package__).make(model, precision, options, inputs)
     return result
 
 
