@@ -73,7 +73,8 @@ def test_rows_that_come_and_go() -> None:
     [
         (1, 1, None, ""),
         (9, 40, None, ""),
-        (2, 40, 2, ""),
+        (1, 40, 2, ""),
+        (2, 1, 2, ""),
         (1, 0, 2, "max_frames 0: this export holds 1 to 40 frames"),
         (1, 41, None, "max_frames 41: this export holds 1 to 40 frames"),
         (0, 1, 2, "a state has 1 to 2 rows, not 0"),
