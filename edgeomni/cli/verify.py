@@ -60,9 +60,7 @@ def _not_opened(path: str, failed: dict[str, str]) -> str:
     faults = "; ".join(f"{', '.join(names)} {fault}" for fault, names in graphs.items())
     here = all(fault.startswith(NOT_HERE) for fault in failed.values())
     advice = "Nothing else is known against them" if here else "Do not run this bundle; export the checkpoint again"
-    return (
-        f"{path}: its files are as recorded, but of its graphs {len(failed)} could not be opened: {faults}. {advice}"
-    )
+    return f"{path}: its files are as recorded, but of its graphs {len(failed)} could not be opened: {faults}. {advice}"
 
 
 def _replay(path: str, report: dict[str, Any], quiet: bool) -> None:
