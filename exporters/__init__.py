@@ -14,6 +14,7 @@ What a format's folder offers by these names, so that export.py and the gate nee
     codec_as_exported(model, component)                the codec's plan with the weights as stored; None: as they are
     stored_schemes(component)                          tensor group -> Scheme, as the manifest states them
 
+Where there is something to say once about all components of the format: notes(components, options), a list of lines.
 And where exporting takes minutes: TELLS_PROGRESS = True, and `export` takes `progress`, which is told each step.
 """
 

@@ -7,7 +7,7 @@ onnx are imported when a function is called; TensorRT only in a child process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgeomni.bundle import Component
 from edgeomni.exporters.tensorrt.options import TensorRtOptions
 from edgeomni.exporters.tensorrt.precisions import PRECISIONS, schemes_for
+from edgeomni.tensorrt_targets import TARGETS, built_anywhere
 
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
@@ -28,6 +29,7 @@ __all__ = [
     "as_exported",
     "codec_as_exported",
     "export",
+    "notes",
     "rounds_inputs",
     "schemes_for",
     "stored_schemes",
@@ -57,6 +59,18 @@ def export(
     directory = out / component
     directory.mkdir(parents=True, exist_ok=True)
     return writing.write(model, component, directory, out, precision, options or TensorRtOptions(), progress)
+
+
+def notes(components: Sequence[str], options: TensorRtOptions) -> list[str]:
+    """What is to be said once about an export of `components`: which targets are left to the device."""
+    here = built_anywhere(options.targets)
+    elsewhere = [f"{name} ({TARGETS[name].examples})" for name in options.targets if name not in here]
+    if not elsewhere:
+        return []
+    return [
+        f"no TensorRT package builds for {', '.join(elsewhere)} without that GPU: of {', '.join(components)} the "
+        "bundle holds verified graphs and the recipe, and the first run there builds the engines"
+    ]
 
 
 def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
