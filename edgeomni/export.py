@@ -67,6 +67,8 @@ def export_bundle(
     check_threads(threads)
     wanted = choices(precision, formats or {}, options)
     own = _own_options((format_ for format_, _ in wanted.values()), options or {})
+    for note in _notes(wanted, own):
+        _log.warning("%s", note)
     progress("load checkpoint")
     model = _loaded(source)
     if judge is not None and not limits.questions:
@@ -138,6 +140,13 @@ def _loaded(source: str | os.PathLike[str] | OmniModel) -> OmniModel:
 def _own_options(formats: Iterable[str], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Format -> its own options: those given, and the defaults of the others. Raises UsageError for unknown ones."""
     return {format_: exporters.options_of(format_, given.get(format_, {})) for format_ in {*formats, *given}}
+
+
+def _notes(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) -> Iterator[str]:
+    """What the formats have to say once about the components that they get."""
+    for format_ in dict.fromkeys(chosen for chosen, _ in wanted.values()):
+        of_format = [name for name, (chosen, _) in wanted.items() if chosen == format_]
+        yield from exporters.exporter_of(format_).notes(of_format, options[format_])
 
 
 def _exported(
