@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..arrays import F32
 from ..errors import UsageError
-from .schemes import Kind, Packed, Scheme, dequantize, quantize, register
+from .schemes import Kind, Packed, Scheme, code_range, dequantize, packed_codes, register
 from .small_floats import (
     E2M1_LARGEST,
     E4M3_LARGEST,
@@ -54,19 +54,20 @@ _DIVISORS = (E2M1_LARGEST, 4.0)
 _PLAIN = {new: old for old, new in INTEGERS.items()}
 
 
+def _block_scales(x: F32, scheme: Scheme) -> F32:
+    """Scales of blocks [..., block], as half precision holds them."""
+    return half_scale(np.abs(x).max(-1) / ((1 << (int(scheme.bits) - 1)) - 1))
+
+
 def _pack(w: F32, scheme: Scheme) -> tuple[NDArray[Any], F32]:
-    """Rounds the scales of the plain kind to half precision, and chooses the codes anew by them."""
-    plain = Scheme(_PLAIN[scheme.kind], scheme.block, signed=True)
-    packed = quantize(w, plain)
-    assert packed.scales is not None
-    scales = np.maximum(packed.scales, SMALLEST_SCALE).astype(np.float16).astype(np.float32)
-    most = (1 << (int(scheme.bits) - 1)) - 1
-    n, blocks = scales.shape
-    padded = np.pad(w, ((0, 0), (0, blocks * scheme.block - w.shape[1]))).reshape(n, blocks, scheme.block)
-    codes = (np.clip(np.rint(padded / scales[..., None]), -most, most) + most + 1).astype(np.uint8)
-    if scheme.bits == 4:
-        codes = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
-    return codes, scales
+    """Codes for the scales as they are stored."""
+    n, k = w.shape
+    padded = np.pad(w, ((0, 0), (0, -k % scheme.block))).reshape(n, -1, scheme.block)
+    scales = _block_scales(padded, scheme)
+    lowest, highest = code_range(scheme)
+    codes = np.clip(np.rint(padded / scales[..., None]), lowest, highest).astype(np.int8)
+    packed = packed_codes(codes.reshape(n, -1)[:, :k], scales, scheme)
+    return packed.data, scales
 
 
 def _unpack(p: Packed) -> F32:
@@ -129,7 +130,8 @@ def nvfp4_codes(p: Packed) -> NDArray[np.uint8]:
 
 
 for _kind, _bits in (("int4_f16", 4), ("int8_f16", 8)):
-    register(Kind(_kind, _bits, "weight-only", _pack, _unpack, block=None))
+    _how: dict[str, Any] = {"block": None, "block_scales": _block_scales, "symmetric": True}
+    register(Kind(_kind, _bits, "weight-only", _pack, _unpack, **_how))
 for _kind in STATIC:
     register(Kind(_kind, 8, "static", _pack_rows, _unpack_rows))
 register(Kind("fp8", 8, "weight-only", _pack_rows, _unpack_rows))
