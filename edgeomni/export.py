@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import fields, replace
+from dataclasses import Field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,10 +239,16 @@ def _command(
     words = ["edgeomni export CHECKPOINT -o BUNDLE", *(f"--{name} {':'.join(w)}" for name, w in wanted.items())]
     for own in (options[format_] for format_ in dict.fromkeys(w[0] for w in wanted.values())):
         given = [field for field in fields(own) if getattr(own, field.name) != field.default]
-        words += [f"--{f.name} {'FILE' if f.metadata.get('path') else getattr(own, f.name)}" for f in given]
+        words += [f"--{field.name}{_value(field, own)}" for field in given]
     if calibrate is not None:
         words += ["--calibrate DATA", f"--calibrate-limit {calibrate.limit}"]
     return " ".join(words)
+
+
+def _value(option: Field[Any], own: Any) -> str:
+    """The value of an option with the space before it; "" for a flag."""
+    value = "FILE" if option.metadata.get("path") else getattr(own, option.name)
+    return "" if value is True else f" {value}"
 
 
 def _versions() -> dict[str, str]:

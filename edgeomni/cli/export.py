@@ -40,6 +40,7 @@ component_options = options(
         help="ONNX Runtime's fused operators, or standard ones.",
     ),
     click.option("--block", type=click.IntRange(1), help="Inputs per scale in the LLM's blocks."),
+    click.option("--fast", is_flag=True, help="OpenVINO: what this CPU has beside float32, if the gate holds."),
     click.option("--heads", metavar="PRECISION", help="Of the LLM's heads and embedding in GGUF: q8_0, for instance."),
     click.option("--imatrix", metavar="FILE", help="llama.cpp's importance matrix, for the LLM's blocks in GGUF."),
     click.option("--target", "gpus", metavar="SM,...", help="GPUs that TensorRT builds engines for: sm_89,sm_120."),
@@ -128,7 +129,7 @@ def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, 
     formats = profile.choices() if profile and not how["precision"] else dict.fromkeys(COMPONENTS, how["target"])
     formats.update({name: how[name] for name in COMPONENTS if how[name]})
     own = {"onnx": {k: how[k] for k in ("flavour", "block")}, "gguf": {k: how[k] for k in ("heads", "imatrix")}}
-    own["openvino"] = {"block": how["block"]}
+    own["openvino"] = {k: how[k] for k in ("block", "fast")}
     own["tensorrt"] = {"target": how["gpus"] or "", "cache": how["cache"], "block": how["block"]}
     own["tensorrt"]["calibration"] = how["calibration"]
     choices(precision, formats, own)
