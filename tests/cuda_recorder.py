@@ -162,7 +162,8 @@ class Recorder(Machine):
     # --- streams and graphs
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        return self.answer("cudaStreamCreateWithFlags", self.handle("stream"))
+        made = None if "cudaStreamCreateWithFlags" in self.failing else self.handle("stream")
+        return self.answer("cudaStreamCreateWithFlags", made)
 
     def cudaStreamDestroy(self, stream: Any) -> tuple[Any, ...]:
         handle = self.alive(stream, "stream")

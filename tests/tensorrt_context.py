@@ -127,7 +127,8 @@ class Context:
     def _view(self, name: str, address: int, shape: tuple[int, ...]) -> NDArray[Any]:
         dtype = np.dtype(DTYPES[self._engine.ports[name].type][1])
         size = int(np.prod(shape)) * dtype.itemsize
-        return self._cuda.span(address, size, "device", f"tensor {name}").view(dtype).reshape(shape)
+        view: NDArray[Any] = self._cuda.span(address, size, "device", f"tensor {name}").view(dtype)
+        return view.reshape(shape)
 
     def _input_shapes(self) -> dict[str, tuple[int, ...]]:
         shapes = {}

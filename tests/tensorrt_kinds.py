@@ -25,12 +25,9 @@ class DynamicShapesKernelSpecializationStrategy(enum.Enum):
     LAZY, EAGER, NONE = range(3)
 
 
-class Severity(enum.IntEnum):
-    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
-
-
 class ILogger:
-    Severity = Severity
+    class Severity(enum.IntEnum):
+        INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
     def log(self, severity: Severity, message: str) -> None:
         raise NotImplementedError

@@ -77,12 +77,14 @@ class TensorRT:
         self.cuda.note("deserialize_cuda_engine")
         text = data[len(MAGIC) + 32 :]
         if self.refuses or not data.startswith(MAGIC) or hashlib.sha256(text).digest() != data[len(MAGIC) :][:32]:
-            logger.log(kinds.Severity.ERROR, "Serialization assertion magicTag == expected failed")
+            logger.log(kinds.ILogger.Severity.ERROR, "Serialization assertion magicTag == expected failed")
             return None
         facts = json.loads(text)
         here = f"sm_{self.cuda.sm[0]}{self.cuda.sm[1]}"
         if facts["version"] != self.version or here not in facts["sms"]:
-            logger.log(kinds.Severity.ERROR, f"made for {facts['version']} {facts['sms']}, here {self.version} {here}")
+            logger.log(
+                kinds.ILogger.Severity.ERROR, f"made for {facts['version']} {facts['sms']}, here {self.version} {here}"
+            )
             return None
         return _Engine(self, facts)
 

@@ -13,6 +13,7 @@ import pytest
 import tensorrt_recorder
 from cuda_recorder import ProtocolError, Recorder
 from tensorrt_building import engine_bytes
+from tensorrt_context import Context
 from tensorrt_recorder import TensorRT
 
 from edgeomni.errors import EngineUnavailable
@@ -238,7 +239,7 @@ def test_tensorrt_has_every_class_and_method(raw: Recorder) -> None:
     real = pytest.importorskip("tensorrt_rtx")
     module = TensorRT(raw).module()
     engine = tensorrt_recorder._Engine, "ICudaEngine"
-    context, config = (tensorrt_recorder.Context, "IExecutionContext"), (tensorrt_recorder._Config, "IRuntimeConfig")
+    context, config = (Context, "IExecutionContext"), (tensorrt_recorder._Config, "IRuntimeConfig")
     for ours, theirs in (engine, context, config, (module.Runtime, "Runtime")):
         names = [name for name in vars(ours) if not name.startswith("_") and name not in ("strategy", "cache")]
         assert [name for name in names if not hasattr(getattr(real, theirs), name)] == []
