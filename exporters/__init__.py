@@ -2,14 +2,15 @@
 
 `Exporter` is what export.py and the gate use, so that they need not know which format it is. A format's folder offers:
 
-    __init__.py      PRECISIONS, Options, schemes_for, write; importing it imports neither torch nor a format's library
+    __init__.py      PRECISIONS, Options, schemes_for, write, and notes where there is something to say of an export;
+                     importing it imports neither torch nor a format's library
     reread.py        altered
     imitation.py     as_exported, rounds_inputs and, where its codecs need it, codec_as_exported
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -71,6 +72,11 @@ class Exporter:
         directory.mkdir(parents=True, exist_ok=True)
         written = self._module().write(model, component, directory, out, precision, options, progress)
         return cast(Component, written)
+
+    def notes(self, components: Sequence[str], options: Any) -> list[str]:
+        """What is to be said once about an export of `components` in this format; mostly nothing."""
+        own = getattr(self._module(), "notes", None)
+        return [] if own is None else cast(list[str], own(components, options))
 
     def altered(self, model: OmniModel, component: Component, root: Path) -> list[str]:
         """Names of the component's stored tensors under `root` that are not what `model`'s weights give."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ from .evaluate import recogniser_option, unreadable
 from .init import check_preset, random_source
 
 if TYPE_CHECKING:
+    from ..calibration import CalibrationData
     from ..evaluate.lost import JudgeData
 
 component_options = options(
@@ -38,6 +40,7 @@ component_options = options(
         help="ONNX Runtime's fused operators, or standard ones.",
     ),
     click.option("--block", type=click.IntRange(1), help="Inputs per scale in the LLM's blocks."),
+    click.option("--fast", is_flag=True, help="OpenVINO: what this CPU has beside float32, if the gate holds."),
     click.option("--heads", metavar="PRECISION", help="Of the LLM's heads and embedding in GGUF: q8_0, for instance."),
     click.option("--imatrix", metavar="FILE", help="llama.cpp's importance matrix, for the LLM's blocks in GGUF."),
     click.option("--target", "gpus", metavar="SM,...", help="GPUs that TensorRT builds engines for: sm_89,sm_120."),
@@ -55,6 +58,20 @@ judge_options = options(
     click.option("--judge-limit", type=click.IntRange(1), metavar="N", help="Samples of each task at most."),
     recogniser_option,
 )
+calibrate_options = options(
+    click.option(
+        "--calibrate",
+        metavar="DATA",
+        help="Choose the LLM's integer codes by what it computes on these questions: int4 of onnx, openvino, tensorrt.",
+    ),
+    click.option("--calibrate-format", metavar="F", help="Its format [default: told by what it is]."),
+    click.option(
+        "--calibrate-limit",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Questions of each task at most [default: 16].",
+    ),
+)
 
 
 @click.command("export")
@@ -64,6 +81,7 @@ judge_options = options(
 @component_options
 @gate_options
 @judge_options
+@calibrate_options
 @click.option("--profile", "profile_name", help="Hardware profile: its precisions, its budget for the size.")
 @force_option
 def export_(checkpoint: str | None, output: str, profile_name: str | None, **how: Any) -> None:
@@ -74,6 +92,7 @@ def export_(checkpoint: str | None, output: str, profile_name: str | None, **how
     edgeomni export ckpt -o bundle --encoder onnx:int8 --llm onnx:int4 --codec onnx:fp32
     edgeomni export --preset tiny --random --seed 0 -o bundle
     edgeomni export ckpt -o bundle --judge test.jsonl --recogniser pocketsphinx
+    edgeomni export ckpt -o bundle --calibrate train.jsonl --judge test.jsonl
     """
     profile = load_profile(profile_name) if profile_name else None
     request = _request(how, profile)
@@ -81,6 +100,7 @@ def export_(checkpoint: str | None, output: str, profile_name: str | None, **how
     from .. import export
 
     request["judge"] = judge = _judge(how)
+    request["calibrate"] = _calibrate(how)
     with export.console_progress(steps=export.STEPS + (export.JUDGE_STEPS if judge else 0)) as progress:
         bundle = export.export_bundle(source, output, **request, progress=progress, on_gate=_show)
     click.echo(f"{output}: {bundle.size / 1e6:.1f} MB, digest {bundle.digest[:12]}")
@@ -109,7 +129,7 @@ def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, 
     formats = profile.choices() if profile and not how["precision"] else dict.fromkeys(COMPONENTS, how["target"])
     formats.update({name: how[name] for name in COMPONENTS if how[name]})
     own = {"onnx": {k: how[k] for k in ("flavour", "block")}, "gguf": {k: how[k] for k in ("heads", "imatrix")}}
-    own["openvino"] = {"block": how["block"]}
+    own["openvino"] = {k: how[k] for k in ("block", "fast")}
     own["tensorrt"] = {"target": how["gpus"] or "", "cache": how["cache"], "block": how["block"]}
     own["tensorrt"]["calibration"] = how["calibration"]
     choices(precision, formats, own)
@@ -130,6 +150,22 @@ def _judge(how: dict[str, Any]) -> JudgeData | None:
     data = read_data(how["judge"], how["judge_format"])
     own = {"recogniser": how["recogniser"], "limit": how["judge_limit"]}
     return JudgeData(data.samples, unreadable=unreadable(data), **own)
+
+
+def _calibrate(how: dict[str, Any]) -> CalibrationData | None:
+    """Raises UsageError for options that need --calibrate and for the test set, DataError for unreadable data."""
+    data = how["calibrate"]
+    if data is None:
+        if given := [name for name in ("calibrate_format", "calibrate_limit") if how[name] is not None]:
+            raise UsageError(f"--{given[0].replace('_', '-')} belongs to --calibrate DATA; give that, or leave it out")
+        return None
+    if how["judge"] is not None and os.path.realpath(data) == os.path.realpath(how["judge"]):
+        raise UsageError(f"--calibrate and --judge name the same data, {data}: an export is judged by other questions")
+    from ..calibration import CalibrationData
+    from ..data.readers import read_data
+
+    limit = {} if how["calibrate_limit"] is None else {"limit": how["calibrate_limit"]}
+    return CalibrationData(read_data(data, how["calibrate_format"]).samples, **limit)
 
 
 def _show(gate: dict[str, Any]) -> None:

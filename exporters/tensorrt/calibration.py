@@ -20,7 +20,7 @@ from edgeomni.arrays import F32
 from edgeomni.audio import log_mel, read
 from edgeomni.errors import UsageError
 from edgeomni.generate import next_ids
-from edgeomni.model.fake_quant import PREFIXES
+from edgeomni.model.fake_quant import PREFIXES, computing_with
 from edgeomni.probe_sound import probe
 from edgeomni.prompts import build
 from edgeomni.quantize.policy import scheme_of
@@ -40,6 +40,9 @@ _FIRST_SEED = 1000
 """The gate's own probes have small seeds: what judges is not what was calibrated on."""
 _FEATURES, _FRAMES = 80, 48
 """Of one turn: features of the question at most, frames of the answer."""
+_MOST_TURNS = 3
+_SMALL = 20_000_000
+"""Parameters up to which torch computes with one thread: more would only wait for each other."""
 _SAMPLES = 1 << 16
 """Values of a layer's inputs that are kept of each call."""
 _MOST_SAMPLES = 1 << 18
@@ -61,10 +64,11 @@ def input_scales(
     if not layers:
         return {}
     mels = _windows(model, recordings)
-    with torch.no_grad(), _watched(layers) as seen:
+    small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL
+    with torch.no_grad(), computing_with(1 if small else None), _watched(layers) as seen:
         for i, mel in enumerate(mels):
             features = model.encode(torch.from_numpy(mel)[None])[0]
-            if component == "llm":
+            if component == "llm" and i < _MOST_TURNS:
                 _answer(model, features[:_FEATURES], seed=i)
     return {name: _scale(seen[name], layers[name][1].kind) for name in layers}
 

@@ -37,13 +37,12 @@ def as_exported(model: OmniModel, component: Component, *, exact: bool, root: Pa
     schemes = stored.schemes(component)
     with fake_quant.holding_stored_weights(model, component.name, schemes), ExitStack() as narrow:
         if not exact and component.precision != "fp32":
-            to_narrow = _bfloat16 if component.precision == "bf16" else _half
             inputs = component.meta.get("input_scales", {})
             # the hook that is entered last runs first: products see inputs in half, rounded further where scales are
             narrow.enter_context(_rounded_inputs(model, inputs, schemes))
-            narrow.enter_context(fake_quant.changed_inputs(model, component.name, schemes, lambda x, _: to_narrow(x)))
-            narrow.enter_context(_narrow_products(model, component.name, schemes, to_narrow))
-            narrow.enter_context(_NarrowAttention(to_narrow))
+            narrow.enter_context(fake_quant.changed_inputs(model, component.name, schemes, _narrowed))
+            narrow.enter_context(_narrow_products(model, component.name, schemes))
+            narrow.enter_context(_NarrowAttention(_bfloat16 if component.precision == "bf16" else _half))
         yield
 
 
@@ -76,23 +75,24 @@ def _rounder(scale: float, kind: str) -> Callable[[Any, Any], tuple[Tensor]]:
 
 
 @contextmanager
-def _narrow_products(
-    model: OmniModel, component: str, schemes: Mapping[str, Scheme], to_narrow: Round
-) -> Iterator[None]:
+def _narrow_products(model: OmniModel, component: str, schemes: Mapping[str, Scheme]) -> Iterator[None]:
     """Within the context linear layers multiply with narrow weights, and round before they add the bias."""
-
-    def product(layer: nn.Module, _: Any, y: Tensor) -> Tensor:
-        bias = layer.bias
-        return to_narrow(y) if bias is None else to_narrow(y - bias) + bias
-
     with ExitStack() as undo:
         for name, module in model.named_modules():
             scheme = scheme_of(f"{name}.weight", schemes)
             if isinstance(module, nn.Linear) and name.startswith(fake_quant.PREFIXES[component]) and scheme is not None:
                 undo.callback(setattr, module.weight, "data", module.weight.data)
-                module.weight.data = to_narrow(module.weight.data)
-                undo.callback(module.register_forward_hook(product).remove)
+                module.weight.data = _narrowed(module.weight.data, scheme)
+                undo.callback(module.register_forward_hook(_rounded_product(scheme)).remove)
         yield
+
+
+def _rounded_product(scheme: Scheme) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def rounded(layer: nn.Module, _: Any, y: Tensor) -> Tensor:
+        bias = layer.bias
+        return _narrowed(y, scheme) if bias is None else _narrowed(y - bias, scheme) + bias
+
+    return rounded
 
 
 class _NarrowAttention(TorchFunctionMode):
@@ -106,6 +106,11 @@ class _NarrowAttention(TorchFunctionMode):
         if func is nn.functional.scaled_dot_product_attention:
             args = (*(self._to_narrow(x) for x in args[:3]), *args[3:])
         return func(*args, **(kwargs or {}))
+
+
+def _narrowed(x: Tensor, scheme: Scheme) -> Tensor:
+    """x in the type that products with weights of this scheme compute in."""
+    return _bfloat16(x) if scheme.kind == "bf16" else _half(x)
 
 
 def _half(x: Tensor) -> Tensor:
