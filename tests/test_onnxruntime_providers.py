@@ -125,7 +125,7 @@ def recorded(bound: list[Any]) -> Recorded:
 
 def test_the_first_frames_are_computed_both_ways_and_later_ones_replayed() -> None:
     bound: list[Any] = []
-    frames, computed = recorded(bound), []
+    frames, computed = recorded(bound), list[None]()
 
     def compute() -> dict[str, Any]:
         computed.append(None)

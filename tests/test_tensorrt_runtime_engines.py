@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import tensorrt_recorder
 from cuda_recorder import Recorder, cudaError_t
 from tensorrt_building import engine_bytes
 from tensorrt_parts import Machine, machine, write_bundle
@@ -43,8 +44,8 @@ class Bench:
     def cuda(self) -> Recorder:
         return self.machine.cuda
 
-    def engine(self, data: bytes | None = None) -> Engine:
-        return Engine(library_of("tensorrt_rtx"), self.device, data or self.data, "test/scaled")
+    def engine(self) -> Engine:
+        return Engine(library_of("tensorrt_rtx"), self.device, self.data, "test/scaled")
 
     def context(self, engine: Engine, shape: tuple[int, ...], *, fixed: bool = False) -> tuple[Any, Block, Block]:
         """A context with the blocks of its inputs and of its output."""
@@ -117,7 +118,7 @@ def test_shapes_that_an_engine_must_have(bench: Bench, shapes: dict[str, tuple[i
 
 def test_a_tensor_tells_its_type(bench: Bench) -> None:
     x = bench.engine().tensors["x"]
-    assert (x.shape, x.itemsize, x.is_input, x.raw, x.numbers) == ((-1, -1), 4, True, np.float32, np.float32)
+    assert (x.shape, x.itemsize, x.is_input) == ((-1, -1), 4, True) and x.raw == x.numbers == np.float32
     unknown = replace(x, dtype=None, itemsize=2)
     assert unknown.raw == np.uint16
     with pytest.raises(EngineError, match="x has a type that numpy does not know"):
@@ -132,7 +133,9 @@ def test_a_run_is_there_when_it_is_waited_for(bench: Bench) -> None:
     context, inputs, output = bench.context(engine, (2, 3))
     assert context.shape("y") == (2, 3)
     inputs.host["x"].reshape(-1)[:6], inputs.host["scale"][:] = np.arange(6), 3
-    inputs.upload(), context.enqueue(), output.download()
+    inputs.upload()
+    context.enqueue()
+    output.download()
     bench.device.synchronize()
     np.testing.assert_array_equal(output.host["y"].reshape(-1)[:6], 3 * np.arange(6))
     with pytest.raises(EngineError, match=r"test/scaled: TensorRT cannot give x the shape \[2, 9\]"):
@@ -166,24 +169,17 @@ def test_a_context_that_cannot_be_made_says_so(bench: Bench, monkeypatch: pytest
 def test_kernels_are_made_for_fixed_shapes_alone_where_shapes_are_fixed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[str] = []
-    real = engines.Engine._create
+    kept: list[Any] = []
+    real = tensorrt_recorder._Engine.create_execution_context
 
-    def seen(self: Engine, fixed: bool) -> Any:
-        config = type(self._engine).create_runtime_config
-        with pytest.MonkeyPatch.context() as patch:
-            configs: list[Any] = []
-            patch.setattr(
-                type(self._engine), "create_runtime_config", lambda e: configs.append(config(e)) or configs[-1]
-            )
-            context = real(self, fixed)
-        made.append(configs[0].dynamic_shapes_kernel_specialization_strategy.name)
-        return context
+    def keeping(self: Any, config: Any) -> Any:
+        kept.append(config)
+        return real(self, config)
 
-    monkeypatch.setattr(engines.Engine, "_create", seen)
+    monkeypatch.setattr("tensorrt_recorder._Engine.create_execution_context", keeping)
     for fixed in (True, False):
         bench.context(bench.engine(), (1, 1), fixed=fixed)
-    assert made == ["EAGER", "LAZY"]
+    assert [c.dynamic_shapes_kernel_specialization_strategy.name for c in kept] == ["EAGER", "LAZY"]
 
 
 # --- memory
@@ -229,6 +225,17 @@ def test_a_context_that_cannot_be_captured_is_asked_once(
     calls = [c.split()[0] for c in bench.cuda.taken()]
     assert calls.count("execute_async_v3") == 4 and "cudaStreamBeginCapture" not in calls
     assert asked == [bench.device.stream] and caplog.text.count("CUDA graphs are not used") == 1
+
+
+def test_work_of_several_contexts_is_captured_where_all_can_be(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts = tuple(bench.context(bench.engine(), (1, 4), fixed=True)[0] for _ in range(2))
+    for context, can in zip(contexts, (True, False), strict=True):
+        monkeypatch.setattr(context, "capturable", lambda can=can: can)
+    repeated = Repeated(bench.arena, contexts, contexts[0].enqueue)
+    bench.cuda.taken()
+    for _ in range(2):
+        repeated.run()
+    assert not [c for c in bench.cuda.taken() if c.startswith("cudaStreamBegin")]
 
 
 def test_a_tensorrt_without_that_question_is_captured_unasked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
