@@ -149,6 +149,23 @@ def test_what_does_not_belong_together_is_refused(made: dict[str, Bundle], tmp_p
     assert not out.exists()
 
 
+def test_what_was_not_copied_as_it_is_gets_no_name(
+    made: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that loses the end of a file: the copies are compared with their hashes before the bundle has its name."""
+    whole = shutil.copyfile
+
+    def cut(source: Path, target: Path) -> None:
+        whole(source, target)
+        if target.suffix == ".gguf":
+            target.write_bytes(target.read_bytes()[:-1])
+
+    monkeypatch.setattr(shutil, "copyfile", cut)
+    with pytest.raises(BundleError, match="gguf"):
+        combine([made["onnx"].path, made["gguf"].path], tmp_path / "both")
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "cache"])
+
+
 def test_force_replaces_a_bundle_and_nothing_else(made: dict[str, Bundle], tmp_path: Path) -> None:
     sources, out = [made["onnx"].path, made["gguf"].path], tmp_path / "out"
     combine(sources, out)
