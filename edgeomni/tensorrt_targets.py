@@ -67,7 +67,8 @@ def check_precision(precision: str, targets: Iterable[str]) -> None:
     """Raises UsageError where one of the targets does not compute `precision`."""
     oldest = _OLDEST.get(precision, 0)
     if unable := [name for name in targets if TARGETS[name].number < oldest]:
-        others = "int8 or fp16" if precision == "int4" else "int4, int8 or fp16"
+        number = TARGETS[unable[0]].number
+        others = " or ".join(p for p in ("int4", "int8", "fp16") if _OLDEST.get(p, 0) <= number)
         raise UsageError(
             f"{unable[0]} ({TARGETS[unable[0]].examples}) does not compute {precision}, which begins with "
             f"sm_{oldest}; use {others} for it, or leave that target out"
