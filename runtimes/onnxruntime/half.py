@@ -139,8 +139,9 @@ def _fuse(graph: Any) -> None:
     nodes, scales = list[Any](), set[str]()
     for node in graph.node:
         nodes.append(node)
-        pair = [made.get(name) for name in node.input] if node.op_type == "MatMul" else []
-        if not pair or getattr(made.get(pair[0].input[0]) if pair[0] else None, "op_type", "") != "QuantizeLinear":
+        pair = [made[name] for name in node.input if name in made] if node.op_type == "MatMul" else []
+        rounded = made.get(pair[0].input[0]) if pair else None
+        if rounded is None or rounded.op_type != "QuantizeLinear":
             continue
         for dequantize in pair:
             scales.add(dequantize.input[1].removesuffix(_FLOAT32))
