@@ -47,7 +47,7 @@ TARGETS = {
     )
 }
 _OLDEST = {"fp32": 80, "int4": 80, "fp8": 89, "bf16": 80, "nvfp4": 100}
-"""Precision -> the first compute capability that computes it. For 7.5 TensorRT-RTX refuses INT4 weights, and products in
+"""Precision -> the first compute capability that computes it. For 7.5 TensorRT-RTX refuses INT4 weights and products of
 float32."""
 
 
