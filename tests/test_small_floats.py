@@ -66,7 +66,7 @@ def weight() -> F32:
     rng = np.random.default_rng(1)
     w = rng.standard_normal((12, 64)) * rng.choice([1e-3, 0.05, 1.5], (12, 1))
     w[3] = 0
-    return w.astype(np.float32)
+    return np.asarray(w, np.float32)
 
 
 def test_a_bfloat16_weight_is_its_rounding(weight: F32) -> None:
@@ -114,13 +114,13 @@ def test_nvfp4_is_read_as_its_format_says(weight: F32) -> None:
 def test_nvfp4_takes_the_better_of_two_scales() -> None:
     """A block of 4s and 1s counts in 4s exactly; with 6 as its largest code it would not. One of 6s is the contrary."""
     for block in ([4, 4, 3, 2, 1.5, 1, 0.5, 0], [6, 4, 3, 2, 1.5, 1, 0.5, 0]):
-        w = np.array([[*block, *block]], np.float32) / 64
+        w: F32 = (np.array([[*block, *block]]) / 64).astype(np.float32)
         np.testing.assert_array_equal(dequantize(quantize(w, parse("nvfp4"))), w)
 
 
 def test_nvfp4_takes_the_larger_scale_where_that_errs_less() -> None:
     rng = np.random.default_rng(0)
-    w = rng.standard_normal((64, 16)).astype(np.float32)
+    w: F32 = rng.standard_normal((64, 16)).astype(np.float32)
     packed = quantize(w, parse("nvfp4"))
     assert packed.scales is not None
     error = np.square(dequantize(packed) - w).sum(1)

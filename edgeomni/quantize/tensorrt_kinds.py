@@ -91,7 +91,8 @@ def _unpack_rows(p: Packed) -> F32:
 
 def half_scale(scale: Any) -> F32:
     """A positive scale as half precision holds it."""
-    return np.maximum(scale, SMALLEST_SCALE).astype(np.float16).astype(np.float32)
+    held: F32 = np.maximum(scale, SMALLEST_SCALE).astype(np.float16).astype(np.float32)
+    return held
 
 
 def _pack_nvfp4(w: F32, scheme: Scheme) -> tuple[NDArray[np.uint8], F32]:
