@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,15 @@ import numpy as np
 import onnx
 import parts
 import pytest
-import soundfile
 import torch
 from engines_here import random_ids
 from test_tensorrt_export import CACHE, written
 
+from edgeomni.audio import log_mel
 from edgeomni.bundle import Bundle, Component, write_manifest
 from edgeomni.components import OpenOptions
-from edgeomni.errors import AudioError, EngineUnavailable, UsageError
-from edgeomni.exporters import exporter_of, options_of
+from edgeomni.errors import EngineUnavailable, UsageError
+from edgeomni.exporters import exporter_of
 from edgeomni.exporters.onnx.graph import BFLOAT16, FLOAT, FLOAT16, Graph
 from edgeomni.exporters.tensorrt.calibration import _scale, input_scales
 from edgeomni.exporters.tensorrt.operators import OPSET, TensorRtOperators
@@ -30,6 +32,7 @@ from edgeomni.model.omni import OmniModel
 from edgeomni.quantize.policy import component_precisions
 from edgeomni.quantize.schemes import Scheme, dequantize, quantize
 from edgeomni.quantize.tensorrt_kinds import half_scale
+from edgeomni.recorded import Recorded
 from edgeomni.runtimes import onnxruntime
 from edgeomni.runtimes.onnxruntime.encoder import OrtEncoder
 from edgeomni.runtimes.onnxruntime.half import widened
@@ -194,30 +197,69 @@ def test_bf16_keeps_heads_in_half(tiny_model: OmniModel, tmp_path: Path) -> None
 # --- calibration
 
 
-def test_scales_cover_what_was_heard(tiny_model: OmniModel, tmp_path: Path) -> None:
-    """By another way: torch's own hooks, on one recording, whose largest input becomes FP8's largest but for room."""
-    spec = tiny_model.spec.front_end
-    rng = np.random.default_rng(0)
-    sound = (0.1 * rng.standard_normal(spec.sample_rate)).astype(np.float32)
-    soundfile.write(tmp_path / "a.wav", sound, spec.sample_rate, subtype="FLOAT")
+@contextmanager
+def heard(model: OmniModel, sounds: list[Any], turns: list[torch.Tensor] | None = None) -> Iterator[None]:
+    """Within the context `model` has recorded these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "recorded", Recorded(sounds, turns or []))
+        yield
+
+
+def peaks(model: OmniModel, part: str, computing: Callable[[], Any]) -> dict[str, float]:
+    """Linear layer below `part` -> the largest input while `computing` runs, by hooks of torch's own."""
     seen: dict[str, float] = {}
 
     def note(name: str) -> Any:
         return lambda _, args: seen.update({name: max(seen.get(name, 0.0), float(args[0].abs().max()))})
 
-    layers = {n: m for n, m in tiny_model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith("encoder")}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith(part)}
     handles = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-    fp8 = input_scales(tiny_model, "encoder", schemes_for("encoder", "fp8"), str(tmp_path / "a.wav"))
+    with torch.no_grad():
+        computing()
     for handle in handles:
         handle.remove()
+    return seen
+
+
+def test_scales_cover_what_was_heard(tiny_model: OmniModel) -> None:
+    """The largest input becomes FP8's largest but for room; INT8 may cut some of it."""
+    spec, full = tiny_model.spec.front_end, 2 * tiny_model.spec.encoder.context
+    sound = (0.1 * np.random.default_rng(0).standard_normal(spec.sample_rate)).astype(np.float32)
+    windows = [log_mel(sound[: t * spec.hop], spec, t) for t in (full, max(2, full // 8 * 2))]
+    seen = peaks(tiny_model, "encoder", lambda: [tiny_model.encode(torch.from_numpy(mel)[None]) for mel in windows])
+    with heard(tiny_model, [sound]):
+        fp8 = input_scales(tiny_model, "encoder", schemes_for("encoder", "fp8"))
+        int8 = input_scales(tiny_model, "encoder", schemes_for("encoder", "int8"))
     for name, peak in seen.items():
         assert fp8[name] == pytest.approx(2 * peak / 448, rel=2e-3)
-    int8 = input_scales(tiny_model, "encoder", schemes_for("encoder", "int8"), str(tmp_path / "a.wav"))
-    assert set(int8) == set(fp8) > set(seen)  # the adapter's as well
-    for name, peak in seen.items():
         assert 0.2 * peak / 127 * 0.99 <= int8[name] <= peak / 127 * 1.01
-    folder = input_scales(tiny_model, "encoder", schemes_for("encoder", "int8"), str(tmp_path))
-    assert folder == int8
+    assert set(int8) == set(fp8) > set(seen)  # the adapter's as well
+    assert int8 != input_scales(tiny_model, "encoder", schemes_for("encoder", "int8")), "made-up sounds are others"
+
+
+def test_scales_of_the_llm_are_those_of_recorded_turns(tiny_model: OmniModel) -> None:
+    width, schemes = tiny_model.spec.body.width, schemes_for("llm", "int8")
+    turns = [3 * torch.randn(n, width, generator=torch.Generator().manual_seed(n)) for n in (5, 9)]
+    seen = peaks(tiny_model, "body", lambda: [tiny_model.hidden(turn[None]) for turn in turns])
+    with heard(tiny_model, [], turns):
+        scales = input_scales(tiny_model, "llm", schemes)
+    body = {name: scale for name, scale in scales.items() if name.startswith("body")}
+    assert body and set(body) <= set(seen)
+    for name, scale in body.items():
+        assert 0.2 * seen[name] / 127 * 0.99 <= scale <= seen[name] / 127 * 1.01
+
+
+def test_of_many_sounds_some_are_heard_and_none_is_too_long(tiny_model: OmniModel) -> None:
+    """Every third of 24 sounds, evenly over all; what does not fit the window is cut."""
+    spec, encoder = tiny_model.spec.front_end, tiny_model.spec.encoder
+    loud, silent = (level * np.ones(3 * encoder.context * spec.hop, np.float32) for level in (0.5, 0.0))
+    schemes = schemes_for("encoder", "fp8")
+    with heard(tiny_model, [silent] * 24):
+        quiet = input_scales(tiny_model, "encoder", schemes)
+    with heard(tiny_model, [loud if i % 3 else silent for i in range(24)]):
+        assert input_scales(tiny_model, "encoder", schemes) == quiet
+    with heard(tiny_model, [loud if i == 21 else silent for i in range(24)]):
+        assert input_scales(tiny_model, "encoder", schemes) != quiet
 
 
 def test_a_few_large_inputs_are_cut_where_that_errs_less(tiny_model: OmniModel) -> None:
@@ -232,19 +274,6 @@ def test_a_few_large_inputs_are_cut_where_that_errs_less(tiny_model: OmniModel) 
     }
     assert chosen < 12 / 127 and errors[chosen] < errors[12 / 127]
     assert _scale([np.zeros(4, np.float32)], "int8_static") > 0
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [("empty", UsageError, "no sound file lies there"), ("none.wav", AudioError, "none.wav")],
-)
-def test_recordings_that_are_not_there_are_named(
-    name: str, error: type[Exception], message: str, tiny_model: OmniModel, tmp_path: Path
-) -> None:
-    (tmp_path / "empty").mkdir()
-    options = options_of("tensorrt", {"calibration": str(tmp_path / name)})
-    with pytest.raises(error, match=message):
-        trt.export(tiny_model, "encoder", tmp_path / "out", "int8", options)
 
 
 # --- choices

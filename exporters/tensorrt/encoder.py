@@ -35,7 +35,7 @@ def make(model: OmniModel, precision: str, options: TensorRtOptions, inputs: Map
     if model.spec.adapter.kind == "linear":
         del schemes["adapter.linear"]  # it has but one layer, proj
     if inputs is None:
-        inputs = input_scales(model, "encoder", schemes, options.calibration)
+        inputs = input_scales(model, "encoder", schemes)
     operators = TensorRtOperators(Graph("encoder", OPSET), compute=compute_type(precision), inputs=inputs)
     builder = _Builder(operators, model.spec, PackedWeights.of(model, schemes))
     builder.build()
