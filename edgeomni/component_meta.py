@@ -136,13 +136,22 @@ class OnnxCodecMeta(CodecMeta):
     flavour: str
 
 
-@dataclass(frozen=True)
-class OpenVinoEncoderMeta:
-    """Nothing beyond the graph."""
+@dataclass(frozen=True, kw_only=True)
+class OpenVinoArithmetic:
+    """What the gate has judged, so that a CPU may compute with it: `compute`, the float type between layers, and
+    `int8_inputs`, inputs of compressed layers rounded to 8 bits."""
+
+    compute: Literal["f32", "bf16", "f16"] = "f32"
+    int8_inputs: bool = False
 
 
 @dataclass(frozen=True)
-class OpenVinoLlmMeta:
+class OpenVinoEncoderMeta(OpenVinoArithmetic):
+    """Nothing else beyond the graph."""
+
+
+@dataclass(frozen=True)
+class OpenVinoLlmMeta(OpenVinoArithmetic):
     """`context`: the frames that its rotary caches cover."""
 
     context: Annotated[int, Meta(ge=1, le=1 << 20)]

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import fields, replace
+from dataclasses import Field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from .gate.run import Words, judged, versions_of
 from .hardware import check_threads
 from .outputs import check_directory, first_few, named, new_directory, strangers
 from .quantize import policy
-from .quantize.schemes import has_codes_by_block
+from .quantize.schemes import has_codes_by_block, is_static
 from .session import Session
 from .shipped import found
 
@@ -62,7 +62,8 @@ def export_bundle(
     `precision` fills the components that `formats` ({"encoder": "onnx:int8"}) does not name. `options` are the formats'
     own options, by format ({"onnx": {"flavour": "portable", "block": 32}}). `judge` is a test set that the checkpoint
     and the export both answer; the points that the export loses join the gate as its part "words". `calibrate` holds
-    questions by which the LLM's integer codes are chosen, so that its answers change less. `progress` is told each
+    questions by which the LLM's integer codes are chosen, so that its answers change less, and on which the ranges of
+    inputs that TensorRT rounds are measured. `progress` is told each
     step, `on_gate` gets the gate's figures whether they pass or not. Raises UsageError for names and paths that
     make no sense, CheckpointError, ExportError (also for a full disk), DataError for a test set that cannot be used,
     and GateError when a figure is missed; then, as after Ctrl-C, nothing of the export stays on disk and an older
@@ -73,8 +74,9 @@ def export_bundle(
     check_threads(threads)
     wanted = choices(precision, formats or {}, options)
     own = _own_options((format_ for format_, _ in wanted.values()), options or {})
-    if calibrate is not None:
-        _check_calibrated(wanted["llm"], own)
+    for note in _notes(wanted, own):
+        _log.warning("%s", note)
+    uses = [] if calibrate is None else _uses_of_turns(wanted, own)
     progress("load checkpoint")
     model = _loaded(source)
     if judge is not None and not limits.questions:
@@ -85,7 +87,8 @@ def export_bundle(
         for name in COMPONENTS:
             progress(f"export {name} ({':'.join(wanted[name])})")
             components[name] = _exported(model, name, stage, wanted[name], own, progress)
-        manifest = _manifest(model, components, stage, _command(wanted, own, calibrate), turns)
+        asked = {"command": _command(wanted, own, calibrate)} | (turns.facts(uses) if turns else {})
+        manifest = _manifest(model, components, stage, asked)
         staged = Bundle(stage, manifest)
         report = judged(model, staged, limits, threads, progress, _words(model, staged, judge, threads, progress))
         manifest.gate = {**report.to_dict(), "engines": versions_of(staged)}
@@ -149,16 +152,31 @@ def _own_options(formats: Iterable[str], given: Mapping[str, Mapping[str, Any]])
     return {format_: exporters.options_of(format_, given.get(format_, {})) for format_ in {*formats, *given}}
 
 
-def _check_calibrated(llm: tuple[str, str], options: Mapping[str, Any]) -> None:
-    """Raises UsageError where the LLM is stored without integer codes that could be chosen."""
-    format_, precision = llm
-    schemes = exporters.exporter_of(format_).schemes_for("llm", precision, options[format_])
-    if not has_codes_by_block(schemes["body.linear"]):
+def _notes(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) -> Iterator[str]:
+    """What the formats have to say once about the components that they get."""
+    for format_ in dict.fromkeys(chosen for chosen, _ in wanted.values()):
+        of_format = [name for name, (chosen, _) in wanted.items() if chosen == format_]
+        yield from exporters.exporter_of(format_).notes(of_format, options[format_])
+
+
+def _uses_of_turns(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) -> list[str]:
+    """What recorded turns decide of an export. Raises UsageError where that is nothing."""
+    schemes = {
+        name: exporters.exporter_of(format_).schemes_for(name, precision, options[format_])
+        for name, (format_, precision) in wanted.items()
+    }
+    static = [s for of_component in schemes.values() for s in of_component.values() if is_static(s)]
+    uses = ["gptq"] if has_codes_by_block(schemes["llm"]["body.linear"]) else []
+    uses += ["input ranges"] if static else []
+    if not uses:
+        format_, precision = wanted["llm"]
         hint = "; for GGUF give --imatrix instead" if format_ == "gguf" else ""
         raise UsageError(
-            f"calibrating would change nothing: llm {format_}:{precision} has no integer codes in blocks. It is for "
-            f"int4 and int8 of onnx and openvino, int4 and int8w of tensorrt{hint}"
+            f"calibrating would change nothing: llm {format_}:{precision} has no integer codes in blocks, and no "
+            "component rounds its inputs by ranges that are measured. It is for int4 and int8 of onnx and openvino, "
+            f"and for all but fp32, fp16 and bf16 of tensorrt{hint}"
         )
+    return uses
 
 
 def _turns(model: OmniModel, data: CalibrationData | None, threads: int | None, progress: Say) -> Turns | None:
@@ -197,14 +215,14 @@ def _words(
 
 
 def _manifest(
-    model: OmniModel, components: dict[str, Component], stage: Path, command: str, turns: Turns | None
+    model: OmniModel, components: dict[str, Component], stage: Path, asked: Mapping[str, str | int]
 ) -> Manifest:
     tokenizer = None
     if model.tokenizer_json is not None:
         path = stage / TOKENIZER
         path.write_text(model.tokenizer_json, encoding="utf-8")
         tokenizer = describe_files(stage, [path])[0]
-    provenance = {**model.provenance, "tools": _versions(), "command": command, **(turns.facts() if turns else {})}
+    provenance = {**model.provenance, "tools": _versions(), **asked}
     if provenance.get("weights") == "trained" and (fresh := _untouched(model)):
         provenance |= {"weights": "random", "random_because": f"{fresh}: every norm is still as initialised"}
     return Manifest(model.spec, components, tokenizer, provenance, dict(model.licences), gate={})
@@ -230,10 +248,16 @@ def _command(
     words = ["edgeomni export CHECKPOINT -o BUNDLE", *(f"--{name} {':'.join(w)}" for name, w in wanted.items())]
     for own in (options[format_] for format_ in dict.fromkeys(w[0] for w in wanted.values())):
         given = [field for field in fields(own) if getattr(own, field.name) != field.default]
-        words += [f"--{f.name} {'FILE' if f.metadata.get('path') else getattr(own, f.name)}" for f in given]
+        words += [f"--{field.name}{_value(field, own)}" for field in given]
     if calibrate is not None:
         words += ["--calibrate DATA", f"--calibrate-limit {calibrate.limit}"]
     return " ".join(words)
+
+
+def _value(option: Field[Any], own: Any) -> str:
+    """The value of an option with the space before it; "" for a flag."""
+    value = "FILE" if option.metadata.get("path") else getattr(own, option.name)
+    return "" if value is True else f" {value}"
 
 
 def _versions() -> dict[str, str]:

@@ -87,7 +87,7 @@ def exported_openvino(model: OmniModel, out: Path, precision: str = "fp32") -> C
 
     def opened(name: str, adapter: Any, precision: str) -> Any:
         component = exporter_of("openvino").export(model, name, out, precision)
-        return adapter(out, component, model.spec, ModelFactory(1, exact=True))
+        return adapter(out, component, model.spec, ModelFactory(1))
 
     return Components(
         opened("encoder", OvEncoder, precision),

@@ -149,6 +149,39 @@ def test_what_does_not_belong_together_is_refused(made: dict[str, Bundle], tmp_p
     assert not out.exists()
 
 
+def test_a_combined_bundle_takes_more_beside_what_it_has(made: dict[str, Bundle], tmp_path: Path) -> None:
+    """Each addition gets a folder of its own, with the next number, whatever the order of names."""
+    for at in ("2", "10"):
+        named = [replace(part, format=f"made{at}") for part in made["onnx"].manifest.components.values()]
+        shutil.copytree(made["onnx"].path, tmp_path / at)
+        manifest = replace(made["onnx"].manifest, components={c.name: c for c in named}, gate={"made": at})
+        write_manifest(tmp_path / at, manifest)
+    twice = combine([made["both"].path, tmp_path / "2"], tmp_path / "twice")
+    again = combine([twice.path, tmp_path / "10"], tmp_path / "again")
+    folders = [{e.path.split("/")[1] for e in part.files} for part in again.manifest.alternatives["llm"]]
+    assert folders == [{"1"}, {"2"}, {"3"}]
+    gates = again.manifest.gate["alternatives"]
+    assert {number: gate["made"] for number, gate in gates.items()} == {"1": "gguf", "2": "2", "3": "10"}
+    assert Bundle.open(again.path, hashes=True).digest == again.digest
+
+
+def test_what_was_not_copied_as_it_is_gets_no_name(
+    made: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that loses the end of a file: the copies are compared with their hashes before the bundle has its name."""
+    whole = shutil.copyfile
+
+    def cut(source: Path, target: Path) -> None:
+        whole(source, target)
+        if target.suffix == ".gguf":
+            target.write_bytes(target.read_bytes()[:-1])
+
+    monkeypatch.setattr(shutil, "copyfile", cut)
+    with pytest.raises(BundleError, match="gguf"):
+        combine([made["onnx"].path, made["gguf"].path], tmp_path / "both")
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "cache"])
+
+
 def test_force_replaces_a_bundle_and_nothing_else(made: dict[str, Bundle], tmp_path: Path) -> None:
     sources, out = [made["onnx"].path, made["gguf"].path], tmp_path / "out"
     combine(sources, out)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,3 +190,28 @@ def test_the_distribution_s_version_is_what_counts(tmp_path: Path, monkeypatch: 
     (there / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt\nVersion: 10.3.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "tensorrt" in library.installed() and "tensorrt 10.3.0 does not take" in library.too_old("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("engine", "missing"), [("llama.cpp", "gguf"), ("llama.cpp", "llama_cpp"), ("openvino", "openvino")]
+)
+def test_an_engine_that_is_not_installed_is_of_kind_package(engine: str, missing: str, tmp_path: Path) -> None:
+    """Asked in a process of its own, where the library cannot be imported."""
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from pathlib import Path\n"
+        "from edgeomni.errors import EngineUnavailable\n"
+        "try:\n"
+        "    if sys.argv[1] == 'openvino':\n"
+        "        import edgeomni.openvino_library\n"
+        "    elif sys.argv[2] == 'gguf':\n"
+        "        from edgeomni.runtimes.ggml.files import _reader; _reader(Path('x'))\n"
+        "    else:\n"
+        "        from edgeomni.runtimes.llamacpp.library import llama; llama()\n"
+        "except EngineUnavailable as exc:\n"
+        "    print(exc.kind, exc)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", code, engine, missing]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.startswith("package ") and "pip install" in done.stdout, done.stderr

@@ -9,23 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 from codec_models import offline, pushes, random_codes, stream
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from test_codec_streams import CODECS, model_of, noise_for, reference
 
 if find_spec("openvino") is None:
     pytest.skip("OpenVINO is not installed", allow_module_level=True)
 
+from edgeomni.components import SetsThreads
 from edgeomni.exporters import exporter_of
+from edgeomni.hardware import cores
 from edgeomni.model.codec_reader import halved, read_plan
 from edgeomni.runtimes.openvino.codec import OvCodec
 from edgeomni.runtimes.openvino.models import ModelFactory
 from edgeomni.runtimes.torch.codec import TorchCodec
 
 
-def decoder_of(model: Any, root: Path, precision: str = "fp32") -> OvCodec:
+def decoder_of(model: Any, root: Path, precision: str = "fp32", threads: int = 1, device: str = "cpu") -> OvCodec:
     component = exporter_of("openvino").export(model, "codec", root, precision)
     assert exporter_of("openvino").altered(model, component, root) == []
-    return OvCodec(root, component, model.spec, ModelFactory(1))
+    return OvCodec(root, component, model.spec, ModelFactory(threads, device))
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -33,7 +35,7 @@ def test_joined_pushes_equal_the_offline_decode(name: str, tmp_path: Path) -> No
     codec, spec = reference(name)
     decoder = decoder_of(model_of(codec, spec), tmp_path)
     # Mimi's keys and values grow with the stream, so that only its first push has a length known beforehand.
-    assert len(decoder._fixed) == (1 if name.startswith("mimi") else 2)
+    assert len(decoder._all.fixed) == (1 if name.startswith("mimi") else 2)
     first, step = decoder.first_push, decoder.push_multiple
     steady = [first, step, 2 * step, 4 * step, 4 * step, 4 * step, 1]  # as an answer is streamed
     for sizes, empty_end in ((steady, False), ([1], True), ([2, 1], False), (pushes(first + 9, first, seed=1), True)):
@@ -65,3 +67,61 @@ def test_fp16_stores_half_and_computes_as_the_halved_plan(tmp_path: Path) -> Non
     twin = TorchCodec(model, halved(read_plan(codec, spec)))
     expected = twin.decode(codes, twin.open(), True)
     assert_allclose(np.concatenate(stream(decoder, codes, [3, 4, 2])), expected, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> OvCodec:
+    """Opened with three threads."""
+    return decoder_of(model_of(*reference("snac24")), tmp_path_factory.mktemp("codec"), threads=3)
+
+
+def test_any_threads_give_the_same_to_the_bit_also_within_a_stream(small: OvCodec) -> None:
+    assert isinstance(small, SetsThreads)
+    sizes = [small.first_push, 1, 2, 4, 4, 4, 3]
+    codes = random_codes(small.spec, sum(sizes))
+
+    def decoded(threads: list[int]) -> np.ndarray:
+        state, out, at = small.open(), [], 0
+        for n, frames in enumerate(sizes):
+            small.set_threads(threads[n % len(threads)])
+            part = [ids[at * k : (at + frames) * k] for ids, k in zip(codes, small.spec.ids_per_level, strict=True)]
+            out.append(small.decode(part, state, n == len(sizes) - 1))
+            at += frames
+        return np.concatenate(out)
+
+    alone = decoded([3])
+    for threads in ([1], [2], [1, 3, 2], [3, 1]):
+        assert_array_equal(decoded(threads), alone)
+
+
+def test_the_codec_computes_with_the_threads_that_are_set(small: OvCodec) -> None:
+    """Never with more than it was opened with; fewer are compiled once; the first push has nothing beside it.
+
+    OpenVINO itself takes no more threads than there are cores.
+    """
+    steady = next(push for push in small._all.fixed if not push[0])
+    seen = []
+    for asked in (3, 1, 2, 1, 3, 8):
+        small.set_threads(asked)
+        now = small._now
+        first = next(model for push, (model, _) in now.fixed.items() if push[0])
+        models = now.any_push, now.fixed[steady][0], first
+        seen.append([int(model.compiled.get_property("INFERENCE_NUM_THREADS")) for model in models])
+        assert (now is small._all) == (asked >= 3)
+    wanted = [[3, 3, 3], [1, 1, 3], [2, 2, 3], [1, 1, 3], [3, 3, 3], [3, 3, 3]]
+    assert seen == [[min(n, cores()) for n in row] for row in wanted]
+    assert small._with_fewer.keys() == {1, 2}
+    small.set_threads(1)
+    once = small._now
+    small.set_threads(2)
+    small.set_threads(1)
+    assert small._now is once
+
+
+def test_a_device_that_is_no_cpu_keeps_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads are not the ones that the LLM computes with."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    decoder = decoder_of(model_of(*reference("snac24")), tmp_path, device="auto")
+    before = decoder._now
+    decoder.set_threads(1)
+    assert decoder._now is before and not decoder._with_fewer

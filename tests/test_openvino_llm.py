@@ -33,7 +33,7 @@ CUTS = [30, *range(35, 41)]
 
 def exported(model: OmniModel, out: Path, precision: str, **options: Any) -> tuple[OvLanguageModel, Component]:
     component = exporter_of("openvino").export(model, "llm", out, precision, options_of("openvino", options))
-    return OvLanguageModel(out, component, model.spec, ModelFactory(1, exact=True)), component
+    return OvLanguageModel(out, component, model.spec, ModelFactory(1)), component
 
 
 def bundle_of(model: OmniModel, root: Path, component: Component) -> Bundle:

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from .. import __version__
-from ..engines import CHECKPOINT, ENGINES, Engine, installed_version, release
+from ..engines import CHECKPOINT, ENGINES, Engine, engines_for, installed_version, release
 from ..hardware import closest_profile, detect, has_nvidia_gpu
 from ..install_hint import install_command, replacing_command
 from ..onnx_files import NEW_OPSET_NEEDS
@@ -136,10 +136,11 @@ def _twice(report: dict[str, Any]) -> Iterator[str]:
 
 def _too_old(report: dict[str, Any]) -> Iterator[str]:
     """A note on an ONNX Runtime that opens some bundles only: the newest one for Python 3.10 is such."""
-    version = report["engines"]["onnxruntime"]["version"] or ""
+    engine = engines_for("onnx", "llm")[0].name
+    version = report["engines"][engine]["version"] or ""
     if version and release(version) < NEW_OPSET_NEEDS:
         yield (
-            f"note: onnxruntime {version} opens neither TensorRT's bundles nor ONNX ones of --flavour portable, which "
+            f"note: {engine} {version} opens neither TensorRT's bundles nor ONNX ones of --flavour portable, which "
             f"need {'.'.join(map(str, NEW_OPSET_NEEDS))} or newer (and so Python 3.11); all other ONNX bundles it opens"
         )
 

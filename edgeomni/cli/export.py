@@ -40,11 +40,11 @@ component_options = options(
         help="ONNX Runtime's fused operators, or standard ones.",
     ),
     click.option("--block", type=click.IntRange(1), help="Inputs per scale in the LLM's blocks."),
+    click.option("--fast", is_flag=True, help="OpenVINO: what this CPU has beside float32, if the gate holds."),
     click.option("--heads", metavar="PRECISION", help="Of the LLM's heads and embedding in GGUF: q8_0, for instance."),
     click.option("--imatrix", metavar="FILE", help="llama.cpp's importance matrix, for the LLM's blocks in GGUF."),
     click.option("--target", "gpus", metavar="SM,...", help="GPUs that TensorRT builds engines for: sm_89,sm_120."),
     click.option("--cache", type=click.IntRange(1), help="Frames in TensorRT's KV cache [default: all the model has]."),
-    click.option("--calibration", metavar="SOUNDS", help="Recordings that TensorRT's int8 and fp8 learn ranges from."),
     click.option("--threads", type=click.IntRange(1), help="Threads for the gate [default: all cores]."),
 )
 gate_options = options(
@@ -61,7 +61,8 @@ calibrate_options = options(
     click.option(
         "--calibrate",
         metavar="DATA",
-        help="Choose the LLM's integer codes by what it computes on these questions: int4 of onnx, openvino, tensorrt.",
+        help="Choose the LLM's integer codes by what it computes on these questions, and measure on them the ranges "
+        "of inputs that TensorRT rounds.",
     ),
     click.option("--calibrate-format", metavar="F", help="Its format [default: told by what it is]."),
     click.option(
@@ -128,9 +129,8 @@ def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, 
     formats = profile.choices() if profile and not how["precision"] else dict.fromkeys(COMPONENTS, how["target"])
     formats.update({name: how[name] for name in COMPONENTS if how[name]})
     own = {"onnx": {k: how[k] for k in ("flavour", "block")}, "gguf": {k: how[k] for k in ("heads", "imatrix")}}
-    own["openvino"] = {"block": how["block"]}
+    own["openvino"] = {k: how[k] for k in ("block", "fast")}
     own["tensorrt"] = {"target": how["gpus"] or "", "cache": how["cache"], "block": how["block"]}
-    own["tensorrt"]["calibration"] = how["calibration"]
     choices(precision, formats, own)
     gate = GateOptions(dict(parse_limit(text) for text in how["gate"]), enforce=not how["no_gate"])
     same = {k: how[k] for k in ("threads", "force")}

@@ -52,11 +52,14 @@ def _codes(
     x: F32, magnitudes: F32, *, mantissa: int, least: int, largest: float, sign: int = 0x80
 ) -> NDArray[np.uint8]:
     """Codes of the values of `magnitudes` nearest to x: steps of 2^-mantissa in each power of two from 2^least on."""
-    size = np.abs(np.nan_to_num(x, nan=0.0))
+    size = np.minimum(np.abs(np.nan_to_num(x, nan=0.0)), np.float32(largest))
     exponent = np.maximum(np.frexp(size)[1] - 1, least)
     step = np.ldexp(np.float32(1), exponent - mantissa)
-    nearest = np.minimum(np.rint(size / step) * step, np.float32(largest))
-    return (np.searchsorted(magnitudes, nearest) + np.where(np.signbit(x), sign, 0)).astype(np.uint8)
+    nearest = np.rint(size / step) * step
+    codes: NDArray[np.uint8] = (np.searchsorted(magnitudes, nearest) + np.where(np.signbit(x), sign, 0)).astype(
+        np.uint8
+    )
+    return codes
 
 
 def _signed(magnitudes: list[float]) -> F32:

@@ -4,6 +4,8 @@
 output row. The lowest code (-8, -128) is not used, zero points do not exist, and the codes are chosen for the scale as
 it is stored. Codes are kept in the layout of the kinds int4 and int8 (schemes.py).
 
+`fp8`, for weight-only products: E4M3 bits uint8 [n, k] with one scale per output row.
+
 `int8_static` / `fp8_static`, for products whose inputs are rounded to the same type with one scale per tensor, measured
 beforehand: data int8 or E4M3 bits uint8 [n, k], one scale per output row.
 
@@ -38,8 +40,10 @@ SMALLEST_SCALE = 2.0**-20
 """TensorRT wants positive scales: those of blocks of zeros, or of next to nothing, become this, which half holds."""
 STATIC = ("int8_static", "fp8_static")
 """Kinds whose products round their inputs too."""
-LARGEST_CODE = {"int8_static": 127.0, "fp8_static": E4M3_LARGEST}
-"""The largest code of weights and inputs."""
+E4M3_KINDS = ("fp8", "fp8_static")
+"""Kinds that hold E4M3."""
+LARGEST_CODE = {"int8_static": 127.0, **dict.fromkeys(E4M3_KINDS, E4M3_LARGEST)}
+"""The largest code of weights, and of inputs where these are rounded."""
 NVFP4_UNIT = 2.0**-8
 """The one float32 scale of an NVFP4 weight. NVIDIA takes it from each tensor's largest value, to make use of E4M3's
 range; E4M3 counts relatively, so that any unit serves as well that keeps the blocks' scales among its normal numbers.
@@ -70,24 +74,25 @@ def _unpack(p: Packed) -> F32:
     return dequantize(Packed(Scheme(_PLAIN[p.scheme.kind], p.scheme.block, signed=True), p.k, p.data, p.scales))
 
 
-def _pack_static(w: F32, scheme: Scheme) -> tuple[NDArray[Any], F32]:
+def _pack_rows(w: F32, scheme: Scheme) -> tuple[NDArray[Any], F32]:
     most = LARGEST_CODE[scheme.kind]
     scales = half_scale(np.abs(w).max(1) / most)
     scaled = w / scales[:, None]
-    if scheme.kind == "fp8_static":
+    if scheme.kind in E4M3_KINDS:
         return e4m3_bits(scaled), scales
     return np.clip(np.rint(scaled), -most, most).astype(np.int8), scales
 
 
-def _unpack_static(p: Packed) -> F32:
+def _unpack_rows(p: Packed) -> F32:
     assert p.scales is not None
-    codes = e4m3_values(p.data) if p.scheme.kind == "fp8_static" else p.data.astype(np.float32)
+    codes = e4m3_values(p.data) if p.scheme.kind in E4M3_KINDS else p.data.astype(np.float32)
     return codes * p.scales[:, None]
 
 
 def half_scale(scale: Any) -> F32:
     """A positive scale as half precision holds it."""
-    return np.maximum(scale, SMALLEST_SCALE).astype(np.float16).astype(np.float32)
+    held: F32 = np.maximum(scale, SMALLEST_SCALE).astype(np.float16).astype(np.float32)
+    return held
 
 
 def _pack_nvfp4(w: F32, scheme: Scheme) -> tuple[NDArray[np.uint8], F32]:
@@ -129,5 +134,6 @@ for _kind, _bits in (("int4_f16", 4), ("int8_f16", 8)):
     _how: dict[str, Any] = {"block": None, "block_scales": _block_scales, "symmetric": True}
     register(Kind(_kind, _bits, "weight-only", _pack, _unpack, **_how))
 for _kind in STATIC:
-    register(Kind(_kind, 8, "static", _pack_static, _unpack_static))
+    register(Kind(_kind, 8, "static", _pack_rows, _unpack_rows))
+register(Kind("fp8", 8, "weight-only", _pack_rows, _unpack_rows))
 register(Kind("nvfp4", 4, "weight-only", _pack_nvfp4, _unpack_nvfp4, block=NVFP4_BLOCK))

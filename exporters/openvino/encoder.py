@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeomni.bundle import Component, GraphEntry, describe_files
 from edgeomni.exporters.onnx.weights import PackedWeights
-from edgeomni.exporters.openvino import files
+from edgeomni.exporters.openvino import fast, files
 from edgeomni.exporters.openvino.graph import Graph, Value, ops
 from edgeomni.exporters.openvino.options import OpenVinoOptions
 from edgeomni.exporters.openvino.precisions import fitted, schemes_for
@@ -40,6 +40,7 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, options:
         precision=precision,
         scheme={group: str(scheme) for group, scheme in schemes.items()},
         graphs={"encoder": GraphEntry(written[0].relative_to(root).as_posix(), *files.signature(built))},
+        meta=fast.meta(options.fast, schemes),
         files=describe_files(root, written),
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 from edgeomni.bundle import Component, GraphEntry, describe_files
 from edgeomni.exporters.onnx.body import DecoderStack, rope_of
 from edgeomni.exporters.onnx.weights import PARTS, PackedWeights, Part, embedding_rows, head_rows
-from edgeomni.exporters.openvino import files
+from edgeomni.exporters.openvino import fast, files
 from edgeomni.exporters.openvino.body import build
 from edgeomni.exporters.openvino.graph import Graph, stored_codes
 from edgeomni.exporters.openvino.options import OpenVinoOptions
@@ -51,7 +51,7 @@ def export(model: OmniModel, out_dir: Path, root: Path, precision: str, options:
             role: GraphEntry(written[role][0].relative_to(root).as_posix(), *files.signature(built))
             for role, built in models.items()
         },
-        meta={"context": model.spec.context, "tables": tables},
+        meta={"context": model.spec.context, "tables": tables, **fast.meta(options.fast, schemes)},
         files=describe_files(root, [path for paths in written.values() for path in paths]),
     )
 

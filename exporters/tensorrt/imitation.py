@@ -37,13 +37,12 @@ def as_exported(model: OmniModel, component: Component, *, exact: bool, root: Pa
     schemes = stored.schemes(component)
     with fake_quant.holding_stored_weights(model, component.name, schemes), ExitStack() as narrow:
         if not exact and component.precision != "fp32":
-            to_narrow = _bfloat16 if component.precision == "bf16" else _half
             inputs = component.meta.get("input_scales", {})
             # the hook that is entered last runs first: products see inputs in half, rounded further where scales are
             narrow.enter_context(_rounded_inputs(model, inputs, schemes))
-            narrow.enter_context(fake_quant.changed_inputs(model, component.name, schemes, lambda x, _: to_narrow(x)))
-            narrow.enter_context(_narrow_products(model, component.name, schemes, to_narrow))
-            narrow.enter_context(_NarrowAttention(to_narrow))
+            narrow.enter_context(fake_quant.changed_inputs(model, component.name, schemes, _narrowed))
+            narrow.enter_context(_narrow_products(model, component.name, schemes))
+            narrow.enter_context(_NarrowAttention(_bfloat16 if component.precision == "bf16" else _half))
         yield
 
 
@@ -66,33 +65,39 @@ def _rounded_inputs(model: OmniModel, inputs: Mapping[str, float], schemes: Mapp
 
 def _rounder(scale: float, kind: str) -> Callable[[Any, Any], tuple[Tensor]]:
     most = LARGEST_CODE[kind]
+    least = -128.0 if kind == "int8_static" else -most  # inputs, other than weights, may have the lowest code
 
     def rounded(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        codes = torch.clamp(args[0] / scale, -most, most)
+        codes = torch.clamp(args[0] / scale, least, most)
         codes = codes.to(torch.float8_e4m3fn).to(codes) if kind == "fp8_static" else codes.round()
-        return (_half(codes * scale),)
+        return (codes * scale,)
 
     return rounded
 
 
 @contextmanager
-def _narrow_products(
-    model: OmniModel, component: str, schemes: Mapping[str, Scheme], to_narrow: Round
-) -> Iterator[None]:
-    """Within the context linear layers multiply with narrow weights, and round before they add the bias."""
+def _narrow_products(model: OmniModel, component: str, schemes: Mapping[str, Scheme]) -> Iterator[None]:
+    """Within the context linear layers multiply with narrow weights, and round before they add the bias.
 
-    def product(layer: nn.Module, _: Any, y: Tensor) -> Tensor:
-        bias = layer.bias
-        return to_narrow(y) if bias is None else to_narrow(y - bias) + bias
-
+    Codes of 8 bits times such codes are exact, so that static weights are not rounded.
+    """
     with ExitStack() as undo:
         for name, module in model.named_modules():
             scheme = scheme_of(f"{name}.weight", schemes)
             if isinstance(module, nn.Linear) and name.startswith(fake_quant.PREFIXES[component]) and scheme is not None:
                 undo.callback(setattr, module.weight, "data", module.weight.data)
-                module.weight.data = to_narrow(module.weight.data)
-                undo.callback(module.register_forward_hook(product).remove)
+                if scheme.category != "static":
+                    module.weight.data = _narrowed(module.weight.data, scheme)
+                undo.callback(module.register_forward_hook(_rounded_product(scheme)).remove)
         yield
+
+
+def _rounded_product(scheme: Scheme) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def rounded(layer: nn.Module, _: Any, y: Tensor) -> Tensor:
+        bias = layer.bias
+        return _narrowed(y, scheme) if bias is None else _narrowed(y - bias, scheme) + bias
+
+    return rounded
 
 
 class _NarrowAttention(TorchFunctionMode):
@@ -106,6 +111,11 @@ class _NarrowAttention(TorchFunctionMode):
         if func is nn.functional.scaled_dot_product_attention:
             args = (*(self._to_narrow(x) for x in args[:3]), *args[3:])
         return func(*args, **(kwargs or {}))
+
+
+def _narrowed(x: Tensor, scheme: Scheme) -> Tensor:
+    """x in the type that products with weights of this scheme compute in."""
+    return _bfloat16(x) if scheme.kind == "bf16" else _half(x)
 
 
 def _half(x: Tensor) -> Tensor:

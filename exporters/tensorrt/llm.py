@@ -18,7 +18,7 @@ from edgeomni.exporters.tensorrt.calibration import input_scales
 from edgeomni.exporters.tensorrt.made import Made, Recipe, compute_type, scales_meta
 from edgeomni.exporters.tensorrt.operators import OPSET, TensorRtOperators
 from edgeomni.exporters.tensorrt.options import TensorRtOptions
-from edgeomni.exporters.tensorrt.precisions import block_for, schemes_for
+from edgeomni.exporters.tensorrt.precisions import FLOATS, block_for, schemes_for, sensitive_layers
 from edgeomni.quantize.schemes import Packed, Scheme, quantize
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 PREFILL = 512
 """Frames of a prompt appended at once, at most: a question of ten seconds."""
 _USUAL_PREFILL = 128
-_FLOATS = ("fp32", "fp16", "bf16")
 _KV = {FLOAT: "float", FLOAT16: "float16", BFLOAT16: "bfloat16"}
 
 
@@ -38,20 +37,28 @@ def make(model: OmniModel, precision: str, options: TensorRtOptions, inputs: Map
     `inputs`: scales of linear layers' inputs that were measured before; None measures them where they are needed.
     """
     spec = model.spec
-    block = None if precision in _FLOATS else block_for("llm", spec, options)
+    block = None if precision in FLOATS else block_for("llm", spec, options)
     schemes = schemes_for("llm", precision, options, block)
+    sensitive = sensitive_layers(spec, schemes)
+    schemes |= sensitive
     frames = min(options.cache or spec.context, spec.context)
     if inputs is None:
-        inputs = input_scales(model, "llm", schemes, options.calibration)
+        inputs = input_scales(model, "llm", schemes)
     compute = compute_type(precision)
     graphs = _stacks(model, schemes, frames, compute, inputs)
     prefill = min(PREFILL, frames)
     layers = {"body": spec.body.layers, "tts": spec.tts_layers}
     recipes = {role: _recipe(model, layers[role], frames, prefill, rows=2 if role == "body" else 1) for role in graphs}
     for part in PARTS:
-        graphs[f"{part}_head"] = _head(model, part, schemes[f"{part}_head"], compute)
+        graphs[f"{part}_head"] = _head(model, part, schemes[f"{part}_head"])
         recipes[f"{part}_head"] = Recipe([])
-    used = {"body.linear", "text_head", "audio_head", *(["tts.linear", "embedding"] if spec.tts_layers else [])}
+    used = {
+        *sensitive,
+        "body.linear",
+        "text_head",
+        "audio_head",
+        *(["tts.linear", "embedding"] if spec.tts_layers else []),
+    }
     kept = {g: s for g, s in schemes.items() if g in used or (g == "embedding" and not spec.tied)}
     meta = {"context": frames, "prefill": prefill, "kv": _KV[compute], **scales_meta(inputs)}
     return Made(graphs, kept, recipes, meta)
@@ -80,10 +87,11 @@ def _stacks(
     return graphs
 
 
-def _head(model: OmniModel, part: Part, scheme: Scheme, compute: int) -> Graph:
+def _head(model: OmniModel, part: Part, scheme: Scheme) -> Graph:
     """hidden float [1, 1, D] -> logits float [1, 1, rows], and ids int64 [1, heads]: the likeliest of each head."""
     rows, layout = quantize(head_rows(model, part), scheme), model.spec.layout
     heads = layout.streams if part == "audio" else 1
+    compute = FLOAT if scheme.kind == "fp32" else FLOAT16
     operators = TensorRtOperators(Graph(f"{part}_head", OPSET), compute=compute)
     g = operators.graph
     hidden = g.input("hidden", FLOAT, [1, 1, rows.k])

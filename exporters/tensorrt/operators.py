@@ -19,7 +19,7 @@ from edgeomni.exporters.onnx.operators import PortableOperators
 from edgeomni.exporters.onnx.weights import packed_parts
 from edgeomni.quantize.schemes import Packed, signed_codes
 from edgeomni.quantize.small_floats import bfloat16_bits, e4m3_bits
-from edgeomni.quantize.tensorrt_kinds import NVFP4_UNIT, STATIC, nvfp4_codes
+from edgeomni.quantize.tensorrt_kinds import E4M3_KINDS, NVFP4_UNIT, STATIC, nvfp4_codes
 
 OPSET = 24
 
@@ -110,7 +110,7 @@ class TensorRtOperators(PortableOperators):
 
     def _matrix(self, name: str, weight: Packed) -> str:
         """A weight as [k, n], in the type that products compute in."""
-        if weight.scheme.kind in STATIC:
+        if weight.scheme.kind in (*STATIC, *E4M3_KINDS):
             return self._per_channel(name, weight)
         if weight.scheme.kind == "nvfp4":
             return self._nvfp4(name, weight)
@@ -148,7 +148,7 @@ class TensorRtOperators(PortableOperators):
     def _per_channel(self, name: str, weight: Packed) -> str:
         """A weight with one scale per output, [k, n]."""
         g, codes = self.graph, np.ascontiguousarray(weight.data.T)
-        data = raw_tensor(FLOAT8, codes.shape, codes) if weight.scheme.kind == "fp8_static" else codes
+        data = raw_tensor(FLOAT8, codes.shape, codes) if weight.scheme.kind in E4M3_KINDS else codes
         inputs = [g.const(data, f"{name}.codes"), g.const(self._typed(weight.scales), f"{name}.scales")]
         return g.op("DequantizeLinear", inputs, axis=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgeomni.errors import UsageError
@@ -16,16 +17,20 @@ if TYPE_CHECKING:
     from edgeomni.spec import OmniSpec
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8w", "int4", "fp8", "nvfp4")
-_FLOATS = ("fp32", "fp16", "bf16")
+FLOATS = ("fp32", "fp16", "bf16")
 _CODEC = ("fp32", "fp16")
 _LINEAR = {
+    "bf16": "bf16",
     "int8": "int8_static",
     "int8w": INTEGERS["int8"],
     "int4": INTEGERS["int4"],
-    "fp8": "fp8_static",
+    "fp8": "fp8",
     "nvfp4": "nvfp4",
 }
-"""Precision -> kind of the transformer blocks' linear layers."""
+"""Precision -> kind of the linear layers. In FP8 the LLM's inputs stay half: rounding them misses the gate's limit."""
+_ENCODER = {**_LINEAR, "fp8": "fp8_static"}
+_SENSITIVE = "mlp.down_proj"
+"""The layer of each block whose inputs INT8 does not round: their few large values cost half of the accuracy."""
 _TOO_COARSE = {"int4": "int8", "nvfp4": "fp8"}
 """What the speech encoder is not offered in, and what to take for it."""
 
@@ -36,8 +41,9 @@ def schemes_for(
     """Tensor group -> scheme, for all groups of `component`.
 
     INT4 and NVFP4 are for the LLM's transformer blocks. Its heads and embedding have 8-bit weights with blocks at all
-    precisions that are not float. `block`: the inputs per scale that fit the model (`block_for`). Raises UsageError for
-    names that do not exist, and for what a target does not compute.
+    precisions that are not float, and half with bf16, in which logits would be too coarse. `block`: the inputs per
+    scale that fit the model (`block_for`). Raises UsageError for names that do not exist, and for what a target does
+    not compute.
     """
     options = options or TensorRtOptions()
     groups = groups_of(component)
@@ -51,14 +57,25 @@ def schemes_for(
             f"use encoder {_TOO_COARSE[precision]}"
         )
     check_precision(precision, options.targets)
-    if precision in _FLOATS:
+    if precision in ("fp32", "fp16"):
         return dict.fromkeys(groups, Scheme(precision))
     block = options.block or block or BLOCKS[-1]
-    linear = _scheme(_LINEAR[precision], block)
     if component == "encoder":
-        return dict.fromkeys(groups, linear)
-    rest = Scheme(INTEGERS["int8"], block)
+        return dict.fromkeys(groups, _scheme(_ENCODER[precision], block))
+    linear = _scheme(_LINEAR[precision], block)
+    rest = Scheme("fp16") if precision == "bf16" else Scheme(INTEGERS["int8"], block)
     return {group: linear if group.endswith(".linear") else rest for group in groups}
+
+
+def sensitive_layers(spec: OmniSpec, schemes: Mapping[str, Scheme]) -> dict[str, Scheme]:
+    """Weights of the LLM -> what they have in place of their group's static scheme."""
+    counts = {"body": spec.body.layers, "tts": spec.tts_layers}
+    return {
+        f"{stack}.layers.{i}.{_SENSITIVE}.weight": schemes["text_head"]
+        for stack, layers in counts.items()
+        for i in range(layers)
+        if schemes[f"{stack}.linear"].category == "static"
+    }
 
 
 def _scheme(kind: str, block: int) -> Scheme:

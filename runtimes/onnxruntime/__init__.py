@@ -82,8 +82,8 @@ def _narrow(bundle: Bundle, component: Component, options: OpenOptions, *, exact
     kinds = set(component.scheme.values())
     return {
         "half": _half_mode(options, exact=exact),
-        "foreign": files.values() if "bf16" in kinds else blocks if "nvfp4" in kinds else (),
-        "folded": blocks if component.meta.get("input_scales") else (),
+        "foreign": blocks if kinds & {"bf16", "nvfp4"} else (),
+        "folded": blocks if kinds & {"int8_static", "fp8_static", "fp8"} else (),
     }
 
 

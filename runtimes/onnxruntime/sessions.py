@@ -137,8 +137,8 @@ def _rewriting(path: Path) -> Any:
     except ImportError as exc:
         raise EngineUnavailable(
             "package",
-            f"{path.name} holds bfloat16 or FP4, which ONNX Runtime does not compute, and making them float32 needs the "
-            f"package onnx ({exc}): {install_command('export')}, or take a bundle in fp16, int8 or int4",
+            f"{path.name} holds bfloat16 or FP4, which ONNX Runtime does not compute, and making them float32 needs "
+            f"the package onnx ({exc}): {install_command('export')}, or take a bundle in fp16, int8 or int4",
         ) from exc
     return half
 

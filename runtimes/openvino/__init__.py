@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeomni.bundle import Bundle
+from edgeomni.bundle import Bundle, Component
+from edgeomni.component_meta import OpenVinoArithmetic
 from edgeomni.components import OpenOptions
 from edgeomni.engines import ENGINES
 from edgeomni.errors import EngineError
-from edgeomni.quantize.schemes import parse
 
 
 def open_component(bundle: Bundle, name: str, options: OpenOptions) -> Any:
@@ -21,9 +21,9 @@ def open_component(bundle: Bundle, name: str, options: OpenOptions) -> Any:
 
 
 def open_exact(bundle: Bundle, name: str, options: OpenOptions) -> Any | None:
-    """The LLM with float inputs in every kernel; None where its weights are float, and for other components."""
-    integer = any(parse(scheme).blocked for scheme in bundle.manifest.components[name].scheme.values())
-    return _open(bundle, name, options, exact=True) if name == "llm" and integer else None
+    """The LLM in float32 where the bundle may compute it otherwise; else None, and for other components."""
+    faster = _judged(bundle.manifest.components[name]) != OpenVinoArithmetic()
+    return _open(bundle, name, options, exact=True) if name == "llm" and faster else None
 
 
 def wrong_kernels(bundle: Bundle, name: str) -> int | None:
@@ -55,5 +55,12 @@ def _open(bundle: Bundle, name: str, options: OpenOptions, *, exact: bool) -> An
 
     component = bundle.manifest.components[name]
     adapters: dict[str, Any] = {"encoder": OvEncoder, "llm": OvLanguageModel, "codec": OvCodec}
-    models = ModelFactory(options.threads, options.device, exact=exact)
+    # The gate judges on a CPU, so that other devices compute in float32.
+    arithmetic = OpenVinoArithmetic() if exact or options.device != "cpu" else _judged(component)
+    models = ModelFactory(options.threads, options.device, arithmetic)
     return adapters[name](bundle.path, component, bundle.spec, models)
+
+
+def _judged(component: Component) -> OpenVinoArithmetic:
+    own = {key: component.meta[key] for key in ("compute", "int8_inputs") if key in component.meta}
+    return OpenVinoArithmetic(**own)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeomni.arrays import F32, I64
 from edgeomni.bundle import Component
+from edgeomni.hardware import cores
 from edgeomni.runtimes.common.graph_codec import edge_values
 from edgeomni.runtimes.common.streaming_codec import StreamingCodec, Timing
 from edgeomni.runtimes.openvino.models import Model, ModelFactory
@@ -21,7 +21,15 @@ from edgeomni.streaming import GROWTH
 Kept = dict[str, NDArray[Any]]
 Push = tuple[bool, bool, int]
 """Whether a push is the stream's first, whether it is its last, and how many ids of level 0 it holds."""
-Compile = Callable[[Mapping[str, Sequence[int]], Mapping[str, NDArray[Any]]], Model]
+Shapes = dict[str, tuple[int, ...]]
+"""Of the states, by name."""
+
+
+class Compiled(NamedTuple):
+    """The codec for one number of threads: for pushes of any size, and for those of known length, with their states."""
+
+    any_push: Model
+    fixed: dict[Push, tuple[Model, Shapes]]
 
 
 class OvCodec(StreamingCodec[Kept]):
@@ -37,10 +45,26 @@ class OvCodec(StreamingCodec[Kept]):
         super().__init__(spec.codec, Timing.of(meta))
         self._initial = {s["name"]: np.zeros(s["shape"], s["dtype"]) for s in meta["states"]}
         self._edges = {(first, last): edge_values(meta, first, last) for first in (0, 1) for last in (0, 1)}
-        source = models.read(bundle_path / component.graphs["codec"].path)
-        self._model = models.compiled(source)
-        self._fixed: dict[Push, tuple[Model, dict[str, tuple[int, ...]]]] = {}
-        self._fix_lengths(partial(models.compiled, source))
+        self._factory, self._source = models, models.read(bundle_path / component.graphs["codec"].path)
+        self._all = self._now = Compiled(models.compiled(self._source), self._known_lengths())
+        self._with_fewer: dict[int, Compiled] = {}
+
+    def set_threads(self, threads: int) -> None:
+        """See components.SetsThreads. OpenVINO's threads belong to a compiled model: fewer are models of their own.
+
+        They are compiled by the first call that asks for so many, and kept. A stream's first push keeps its model, and
+        so all threads: nothing computes beside it, and a model of unknown lengths rounds otherwise.
+        """
+        if threads >= (self._factory.threads or cores()) or self._factory.device != "CPU":
+            self._now = self._all
+            return
+        if threads not in self._with_fewer:
+            factory, fixed = self._factory.with_threads(threads), dict(self._all.fixed)
+            for push, (_, shapes) in fixed.items():
+                if not push[0]:
+                    fixed[push] = self._fixed(factory, push, shapes), shapes
+            self._with_fewer[threads] = Compiled(factory.compiled(self._source), fixed)
+        self._now = self._with_fewer[threads]
 
     def _start(self) -> Kept:
         return self._initial
@@ -55,35 +79,40 @@ class OvCodec(StreamingCodec[Kept]):
         return outputs.pop("wave")[0, 0], {name: outputs[f"next.{name}"] for name in kept}
 
     def _model_for(self, push: Push, kept: Kept, noise: Sequence[F32] | None) -> Model:
-        model, shapes = self._fixed.get(push, (self._model, {}))
+        now = self._now
+        model, shapes = now.fixed.get(push, (now.any_push, {}))
         fits = noise is None and all(kept[name].shape == shape for name, shape in shapes.items())
-        return model if fits else self._model
+        return model if fits else now.any_push
 
-    def _fix_lengths(self, compiled: Compile) -> None:
-        """Opens the models of the first push, and of the one that repeats if the states then keep their lengths."""
-        initial = {name: value.shape for name, value in self._initial.items()}
-        first = self._compiled_for(compiled, True, self.first_push, initial)
-        kept = _states_after(first)
-        if kept is None:
-            return
-        steady = self._compiled_for(compiled, False, GROWTH[-1] * self.push_multiple, kept)
-        if _states_after(steady) != kept:
-            del self._fixed[False, False, GROWTH[-1] * self.push_multiple * self.spec.ids_per_level[0]]
+    def _known_lengths(self) -> dict[Push, tuple[Model, Shapes]]:
+        """The models of the first push, and of the one that repeats if the states then keep their lengths."""
+        per_frame = self.spec.ids_per_level[0]
+        first, initial = (True, False, self.first_push * per_frame), _shapes(self._initial)
+        fixed = {first: (self._fixed(self._factory, first, initial), initial)}
+        kept = _states_after(fixed[first][0])
+        if kept is not None:
+            steady = False, False, GROWTH[-1] * self.push_multiple * per_frame
+            model = self._fixed(self._factory, steady, kept)
+            if _states_after(model) == kept:
+                fixed[steady] = model, kept
+        return fixed
 
-    def _compiled_for(self, compiled: Compile, first: bool, frames: int, states: dict[str, tuple[int, ...]]) -> Model:
-        """The model of pushes of so many codec frames, not at the stream's end, noise off."""
-        edges = self._edges[first, False]
+    def _fixed(self, factory: ModelFactory, push: Push, states: Shapes) -> Model:
+        """The model of pushes of that length, not at the stream's end, noise off."""
+        edges, frames = self._edges[push[0], False], push[2] // self.spec.ids_per_level[0]
         shapes: dict[str, Sequence[int]] = {f"codes.{i}": [frames * n] for i, n in enumerate(self.spec.ids_per_level)}
         shapes |= {f"state.{name}": shape for name, shape in states.items()}
         shapes |= {f"noise.{i}": [1, 1, 0] for i in range(len(self.timing.noise))}
         shapes |= {name: value.shape for name, value in edges.items() if value.dtype == np.float32}
         bounds = {name: value for name, value in edges.items() if value.dtype == np.int64}
-        model = compiled(shapes, bounds)
-        self._fixed[first, False, frames * self.spec.ids_per_level[0]] = model, states
-        return model
+        return factory.compiled(self._source, shapes, bounds)
 
 
-def _states_after(model: Model) -> dict[str, tuple[int, ...]] | None:
+def _shapes(states: Kept) -> Shapes:
+    return {name: value.shape for name, value in states.items()}
+
+
+def _states_after(model: Model) -> Shapes | None:
     """The shapes of the states that a model of fixed lengths puts out; None where they depend on values."""
     shapes = [value.get_partial_shape() for value in model.compiled.outputs]
     if any(shape.is_dynamic for shape in shapes):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeomni.component_meta import OpenVinoArithmetic
 from edgeomni.engines import ENGINES
 from edgeomni.errors import EngineError
 from edgeomni.hardware import check_threads
@@ -22,27 +23,36 @@ from edgeomni.openvino_library import ov
 _DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU", "auto": "AUTO"}
 _LOAD_REMEDY = "verify the bundle with `edgeomni verify`, export it again, or update OpenVINO"
 _RUN_REMEDY = "check memory, or verify the bundle with `edgeomni verify`"
-_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-"""OpenVINO would compute in bfloat16 where a CPU has it, and keep keys and values in 8 bits: neither is parity."""
+FLOAT32 = OpenVinoArithmetic()
+"""Left to itself, OpenVINO would compute in bfloat16 where a CPU has it, and keep keys and values in 8 bits."""
 
 
 class ModelFactory:
     """Opens every model of a component alike, on one of OpenVINO's devices.
 
-    `threads`: None for all physical cores. `exact`: no kernel rounds its inputs to 8 bits, which OpenVINO's CPU plugin
-    else does for compressed weights where the CPU has VNNI ("dynamic quantization"). Raises EngineError for a device
-    that is not there, UsageError for a number of threads out of range.
+    `threads`: None for all physical cores. Between layers all is float32 unless `arithmetic` has another type; with its
+    `int8_inputs`, kernels of compressed layers may round their inputs to 8 bits ("dynamic quantization"). A CPU that
+    has neither computes as if they had not been asked for. Raises EngineError for a device that is not there,
+    UsageError for a number of threads out of range.
     """
 
-    def __init__(self, threads: int | None = None, device: str = "cpu", *, exact: bool = False) -> None:
+    def __init__(
+        self, threads: int | None = None, device: str = "cpu", arithmetic: OpenVinoArithmetic = FLOAT32
+    ) -> None:
         check_threads(threads)
-        self.device = _device(device)
-        wanted: dict[str, Any] = {**_FLOAT32, "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+        self.device, self.threads = _device(device), threads
+        self._asked = device, arithmetic
+        wanted: dict[str, Any] = {"INFERENCE_PRECISION_HINT": arithmetic.compute, "KV_CACHE_PRECISION": "f32"}
+        if not arithmetic.int8_inputs:
+            wanted["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        wanted |= {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         if threads:
             wanted |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_HYPER_THREADING": True}
-        if exact:
-            wanted["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         self.properties = _properties(self.device, wanted)
+
+    def with_threads(self, threads: int) -> ModelFactory:
+        """The same with so many threads."""
+        return ModelFactory(threads, *self._asked)
 
     def open(self, path: Path) -> Model:
         """The model of the .xml file at `path` and its .bin, compiled. Raises EngineError with the file."""
