@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 OF_A_TASK = 16
-"""Questions of each task: of nano's, twice as many gained little more, and half as many lost a quarter of the gain."""
+"""Questions of each task. The more, the nearer the answers stay, and the longer it takes (docs/quantization.md)."""
 _TOLD_EVERY = 16
 
 
@@ -93,7 +93,8 @@ def recorded(model: OmniModel, data: CalibrationData, progress: Say = lambda _: 
     if model.tokenizer_json is None:
         raise UsageError("this checkpoint has no tokenizer, so it cannot be asked anything; leave --calibrate out")
     side, tokenizer = Side(TorchEncoder(model), TorchLanguageModel(model)), Tokenizer(model.tokenizer_json, spec.layout)
-    inputs, sounds = list[Tensor](), list[F32]()
+    inputs: list[Tensor] = []
+    sounds: list[F32] = []
     digest, fault = hashlib.sha256(), ""
     chosen = data.chosen(spec.tasks)
     for i, (sample, task) in enumerate(chosen):

@@ -84,9 +84,9 @@ def test_what_the_body_reads_is_recorded(tiny_model: Any) -> None:
 def test_facts_tell_turns_positions_and_questions(tiny_model: Any) -> None:
     told: list[str] = []
     turns = recorded(tiny_model, DATA, told.append)
-    facts = turns.facts()
+    facts = turns.facts(["gptq", "input ranges"])
     assert told == ["calibrate: answer question 1 of 4"]
-    assert (facts["calibration"], facts["calibration_turns"]) == ("gptq", 4)
+    assert (facts["calibration"], facts["calibration_turns"]) == ("gptq, input ranges", 4)
     assert facts["calibration_positions"] == sum(len(x) for x in turns.inputs) > 4
     told_of = [json.dumps(["tt", s.text, [], None, 0]).encode() + b"\n" for s in SAMPLES]
     assert facts["calibration_questions"] == hashlib.sha256(b"".join(told_of)).hexdigest()
@@ -203,7 +203,7 @@ def int_bytes(codes: np.ndarray, bits: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(
     ("llm", "hint"),
-    [("onnx:fp16", "onnx:fp16"), ("gguf:q4_0", "for GGUF give --imatrix"), ("tensorrt:int8", "int8w of tensorrt")],
+    [("onnx:fp16", "onnx:fp16"), ("gguf:q4_0", "for GGUF give --imatrix"), ("tensorrt:fp16", "of tensorrt")],
 )
 def test_precisions_without_codes_in_blocks_are_refused(llm: str, hint: str, tiny_model: Any, tmp_path: Path) -> None:
     formats = {"encoder": "onnx:fp32", "llm": llm, "codec": "onnx:fp32"}
