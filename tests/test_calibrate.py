@@ -138,7 +138,7 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
 def model(tiny_model: OmniModel) -> OmniModel:
     """A random model with three blocks, and a TTS adapter of one."""
     spec = replace(tiny_model.spec, tts_layers=1)
-    made = OmniModel(spec, tiny_model.codec_config).eval()
+    made: OmniModel = OmniModel(spec, tiny_model.codec_config).eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for name, p in made.named_parameters():
@@ -158,7 +158,8 @@ SCHEME = Scheme("int4", 16)
 
 @pytest.fixture(scope="module")
 def chosen(model: OmniModel, turns: list[torch.Tensor]) -> dict[str, Packed]:
-    return calibrate.choose(model, turns, SCHEME)
+    found: dict[str, Packed] = calibrate.choose(model, turns, SCHEME)
+    return found
 
 
 def test_all_layers_of_body_and_tts_adapter_are_chosen(model: OmniModel, chosen: dict[str, Packed]) -> None:

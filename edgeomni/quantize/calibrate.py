@@ -140,7 +140,7 @@ def _products(model: OmniModel, layer: nn.Module, turns: Sequence[Tensor]) -> di
         last.clear()
         last[name] = x
         flat = x.flatten(0, -2).float()
-        product = (flat.T @ flat).double()
+        product = (flat.T @ flat).cpu().double()
         sums[name] = sums[name].add_(product) if name in sums else product
 
     def hook(name: str) -> Callable[..., None]:

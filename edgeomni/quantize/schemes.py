@@ -244,10 +244,10 @@ def _pack_blocks(w: F32, scheme: Scheme) -> tuple[NDArray[np.uint8], F32]:
 def _block_scales(x: F32, scheme: Scheme) -> F32:
     middle = _middle(scheme)
     if scheme.signed:
-        return (np.abs(x).max(-1) / (middle - 1)).astype(np.float32)
+        return np.asarray(np.abs(x).max(-1) / (middle - 1), np.float32)
     # The largest magnitude lands on the lowest code, which alone uses the full range: code 0 = -middle.
     peak = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0]
-    return (peak / -middle).astype(np.float32)
+    return np.asarray(peak / -middle, np.float32)
 
 
 def _unpack_blocks(p: Packed) -> F32:
