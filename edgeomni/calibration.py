@@ -90,7 +90,8 @@ def recorded(model: OmniModel, data: CalibrationData, progress: Say = lambda _: 
     if model.tokenizer_json is None:
         raise UsageError("this checkpoint has no tokenizer, so it cannot be asked anything; leave --calibrate out")
     side, tokenizer = Side(TorchEncoder(model), TorchLanguageModel(model)), Tokenizer(model.tokenizer_json, spec.layout)
-    inputs, sounds = list[Tensor](), list[F32]()
+    inputs: list[Tensor] = []
+    sounds: list[F32] = []
     digest, fault = hashlib.sha256(), ""
     chosen = data.chosen(spec.tasks)
     for i, (sample, task) in enumerate(chosen):
