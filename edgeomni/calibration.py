@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 OF_A_TASK = 16
-"""Questions of each task: of nano's, twice as many gained little more, and half as many lost a quarter of the gain."""
+"""Questions of each task. The more, the nearer the answers stay, and the longer it takes (docs/quantization.md)."""
 _TOLD_EVERY = 16
 
 
@@ -36,7 +36,8 @@ _TOLD_EVERY = 16
 class CalibrationData:
     """Samples whose questions calibrate; of each task at most `limit`, evenly spread over the samples.
 
-    `tasks`: those to be asked (None: all that the samples and the checkpoint have). Raises UsageError for data without
+    A sample is asked as its own task, or without one as every task for which it has sound or text; answers are not
+    needed. `tasks`: those to be asked (None: all that the checkpoint knows). Raises UsageError for data without
     samples and for a limit below 1.
     """
 
@@ -54,7 +55,9 @@ class CalibrationData:
         """The samples to be asked, and what each is asked as, for a model that knows `tasks`."""
         found = list[tuple[Sample, Task]]()
         for task in tasks if self.tasks is None else [task for task in tasks if task in self.tasks]:
-            able = [s for s in self.samples if task in s.tasks() and (task not in AUDIO_IN or s.audio)]
+            able = [
+                s for s in self.samples if s.task in (None, task) and (s.audio if task in AUDIO_IN else s.text.strip())
+            ]
             places = np.linspace(0, len(able) - 1, min(self.limit, len(able))).round().astype(int)
             found += [(able[i], task) for i in places]
         return found
