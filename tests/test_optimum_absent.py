@@ -24,7 +24,8 @@ def without_optimum(tmp_path_factory: pytest.TempPathFactory) -> str:
     for folder in (Path(p) for p in sys.path if p.endswith("site-packages")):
         for entry in folder.iterdir():
             if not entry.name.startswith(("optimum", "__editable__")) and entry.suffix != ".pth":
-                (site / entry.name).exists() or (site / entry.name).symlink_to(entry)
+                if not (site / entry.name).exists():
+                    (site / entry.name).symlink_to(entry)
     register = site / "optimum" / "commands" / "register"
     register.mkdir(parents=True)
     shutil.copy(ROOT / "optimum_register" / "edgeomni.py", register)
