@@ -109,7 +109,7 @@ def recorded(model: OmniModel, data: CalibrationData, progress: Say = lambda _: 
             fault = f" ({exc})"
             continue
         inputs.append(torch.cat(pieces, dim=1)[0])
-        sounds += [] if question.audio is None else [question.audio]
+        sounds += [question.audio] if isinstance(question.audio, np.ndarray) else []
         _note(digest, question)
     if not inputs:
         raise DataError(f"no question of the data that is to calibrate the export can be asked{fault}; give other data")

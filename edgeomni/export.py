@@ -25,7 +25,7 @@ from .gate.run import Words, judged, versions_of
 from .hardware import check_threads
 from .outputs import check_directory, first_few, named, new_directory, strangers
 from .quantize import policy
-from .quantize.schemes import has_codes_by_block, is_static
+from .quantize.schemes import Scheme, has_codes_by_block, is_static
 from .session import Session
 from .shipped import found
 
@@ -76,7 +76,8 @@ def export_bundle(
     own = _own_options((format_ for format_, _ in wanted.values()), options or {})
     for note in _notes(wanted, own):
         _log.warning("%s", note)
-    uses = [] if calibrate is None else _uses_of_turns(wanted, own)
+    if calibrate is not None:
+        _check_calibrated(wanted, own)
     progress("load checkpoint")
     model = _loaded(source)
     if judge is not None and not limits.questions:
@@ -87,7 +88,9 @@ def export_bundle(
         for name in COMPONENTS:
             progress(f"export {name} ({':'.join(wanted[name])})")
             components[name] = _exported(model, name, stage, wanted[name], own, progress)
-        asked = {"command": _command(wanted, own, calibrate)} | (turns.facts(uses) if turns else {})
+        asked = {"command": _command(wanted, own, calibrate)} | (
+            turns.facts(_uses_of_turns(components)) if turns else {}
+        )
         manifest = _manifest(model, components, stage, asked)
         staged = Bundle(stage, manifest)
         report = judged(model, staged, limits, threads, progress, _words(model, staged, judge, threads, progress))
@@ -159,16 +162,13 @@ def _notes(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) ->
         yield from exporters.exporter_of(format_).notes(of_format, options[format_])
 
 
-def _uses_of_turns(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) -> list[str]:
-    """What recorded turns decide of an export. Raises UsageError where that is nothing."""
+def _check_calibrated(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) -> None:
+    """Raises UsageError where recorded turns would decide nothing of an export."""
     schemes = {
         name: exporters.exporter_of(format_).schemes_for(name, precision, options[format_])
         for name, (format_, precision) in wanted.items()
     }
-    static = [s for of_component in schemes.values() for s in of_component.values() if is_static(s)]
-    uses = ["gptq"] if has_codes_by_block(schemes["llm"]["body.linear"]) else []
-    uses += ["input ranges"] if static else []
-    if not uses:
+    if not _decided(schemes):
         format_, precision = wanted["llm"]
         hint = "; for GGUF give --imatrix instead" if format_ == "gguf" else ""
         raise UsageError(
@@ -176,7 +176,17 @@ def _uses_of_turns(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, 
             "component rounds its inputs by ranges that are measured. It is for int4 and int8 of onnx and openvino, "
             f"and for all but fp32, fp16 and bf16 of tensorrt{hint}"
         )
-    return uses
+
+
+def _uses_of_turns(components: Mapping[str, Component]) -> list[str]:
+    return _decided({name: exporters.exporter_of(c.format).stored_schemes(c) for name, c in components.items()})
+
+
+def _decided(schemes: Mapping[str, Mapping[str, Scheme]]) -> list[str]:
+    """What recorded turns decide of components whose tensors are stored so: codes, ranges."""
+    codes = any(has_codes_by_block(s) for group, s in schemes["llm"].items() if group.startswith(("body.", "tts.")))
+    ranges = any(is_static(s) for of_component in schemes.values() for s in of_component.values())
+    return [use for use, used in (("gptq", codes), ("input ranges", ranges)) if used]
 
 
 def _turns(model: OmniModel, data: CalibrationData | None, threads: int | None, progress: Say) -> Turns | None:

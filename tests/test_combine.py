@@ -19,7 +19,7 @@ from edgeomni.bundle import write_manifest
 from edgeomni.cli import main
 from edgeomni.combine import combine
 from edgeomni.engines import COMPONENTS
-from edgeomni.errors import BundleError, UsageError
+from edgeomni.errors import BundleError, EdgeOmniError, UsageError
 from edgeomni.profiling import compare, measure
 from edgeomni.runtimes import choice
 
@@ -203,6 +203,29 @@ def test_the_command_tells_what_it_put_together(made: dict[str, Bundle], tmp_pat
 
 
 # --- the profile that compares
+
+
+def test_a_step_down_in_the_measuring_process_is_told_once(
+    made: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """llama.cpp comes first in the bundle and has lost its libraries; and what was measured cannot be kept."""
+    bundle = combine([made["gguf"].path, made["onnx"].path], tmp_path / "gguf-first")
+    (tmp_path / "path" / "llama_cpp").mkdir(parents=True)
+    (tmp_path / "path" / "llama_cpp" / "__init__.py").write_text("")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    monkeypatch.setattr(measure, "_told", set())
+    brief = measure.Job(str(bundle.path), seconds=0.5, turns=1, warmup=0, threads=1, forced_frames=2, overlap="off")
+    for _ in range(2):
+        result = measure.measure_apart(brief)
+        assert result["engines"]["llm"] == "onnxruntime on cpu (onnx:fp32)" and "warnings" not in result
+    told = [r.getMessage() for r in caplog.records]
+    (step,) = (text for text in told if "llama.cpp on cpu cannot be used" in text)
+    assert "install llama-cpp-python again" in step and "not measured yet" in step
+    assert len([text for text in told if "cannot be kept in" in text and str(tmp_path / "file") in text]) == 1
+    with pytest.raises(EdgeOmniError, match="--strict allows no step down"):
+        measure.measure_apart(replace(brief, strict=True))
 
 
 def test_every_set_is_measured_and_auto_takes_the_fastest(made: dict[str, Bundle]) -> None:

@@ -30,7 +30,7 @@ from edgeomni.manifest import Manifest
 from edgeomni.model import checkpoints
 from edgeomni.model.omni import OmniModel
 from edgeomni.quantize.policy import component_precisions
-from edgeomni.quantize.schemes import Scheme, dequantize, quantize
+from edgeomni.quantize.schemes import Scheme, dequantize, parse, quantize
 from edgeomni.quantize.tensorrt_kinds import half_scale
 from edgeomni.recorded import Recorded
 from edgeomni.runtimes import onnxruntime
@@ -58,7 +58,7 @@ def encoder_of(model: OmniModel, component: Component, out: Path, mode: HalfMode
 # --- values
 
 
-@pytest.mark.parametrize("kind", ["int8_static", "fp8_static", "fp8", "nvfp4", "bf16"])
+@pytest.mark.parametrize("kind", ["int8_static", "fp8_static", "fp8_b32", "nvfp4", "bf16"])
 def test_a_product_rounds_as_its_types_say(kind: str, tmp_path: Path) -> None:
     """One linear layer in the rounding mode against arithmetic that ml_dtypes rounds, up to the result's last bit."""
     rng, scale = np.random.default_rng(0), float(np.float16(3 / (448 if kind == "fp8_static" else 127)))
@@ -67,7 +67,7 @@ def test_a_product_rounds_as_its_types_say(kind: str, tmp_path: Path) -> None:
     compute = BFLOAT16 if kind == "bf16" else FLOAT16
     narrow = ml_dtypes.bfloat16 if kind == "bf16" else np.float16
     operators = TensorRtOperators(Graph("g", OPSET), compute=compute, inputs={"layer": scale})
-    packed = quantize(weight, Scheme(kind))
+    packed = quantize(weight, parse(kind))
     y = operators.linear(operators.graph.input("x", FLOAT, [1, 5, 64]), "layer", packed, bias)
     operators.graph.output("y", FLOAT, [1, 5, 24], y)
     path = operators.graph.save(tmp_path / "g.onnx")[0]
