@@ -1,4 +1,4 @@
-"""Turns by which an export chooses its integer codes: questions of the user's data, answered by the checkpoint."""
+"""Turns by which an export chooses codes and ranges: questions of the user's data, answered by the checkpoint."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrays import F32
 from .data.sample import Sample
 from .errors import DataError, EdgeOmniError, UsageError
 from .evaluate.lost import question_of
 from .gate.answers import Side, walk
 from .question import Question
+from .recorded import Recorded
 from .spec import AUDIO_IN, Task
 from .text import Tokenizer
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 OF_A_TASK = 16
-"""Questions of each task: of nano's, twice as many gained little more, and half as many lost a quarter of the gain."""
+"""Questions of each task. The more, the nearer the answers stay, and the longer it takes (docs/quantization.md)."""
 _TOLD_EVERY = 16
 
 
@@ -34,7 +36,8 @@ _TOLD_EVERY = 16
 class CalibrationData:
     """Samples whose questions calibrate; of each task at most `limit`, evenly spread over the samples.
 
-    `tasks`: those to be asked (None: all that the samples and the checkpoint have). Raises UsageError for data without
+    A sample is asked as its own task, or without one as every task for which it has sound or text; answers are not
+    needed. `tasks`: those to be asked (None: all that the checkpoint knows). Raises UsageError for data without
     samples and for a limit below 1.
     """
 
@@ -52,23 +55,24 @@ class CalibrationData:
         """The samples to be asked, and what each is asked as, for a model that knows `tasks`."""
         found = list[tuple[Sample, Task]]()
         for task in tasks if self.tasks is None else [task for task in tasks if task in self.tasks]:
-            able = [s for s in self.samples if task in s.tasks() and (task not in AUDIO_IN or s.audio)]
+            able = [
+                s for s in self.samples if s.task in (None, task) and (s.audio if task in AUDIO_IN else s.text.strip())
+            ]
             places = np.linspace(0, len(able) - 1, min(self.limit, len(able))).round().astype(int)
             found += [(able[i], task) for i in places]
         return found
 
 
 @dataclass(frozen=True)
-class Turns:
-    """What the body reads in each turn, float32 [T, D]; `digest`: sha256 of the questions' tasks, texts and samples."""
+class Turns(Recorded):
+    """Recorded turns; `digest`: sha256 of the questions' tasks, texts and samples."""
 
-    inputs: Sequence[Tensor]
     digest: str
 
-    def facts(self) -> dict[str, str | int]:
-        """What a bundle's provenance tells of its calibration."""
+    def facts(self, uses: Sequence[str]) -> dict[str, str | int]:
+        """What a bundle's provenance tells of its calibration; `uses`: what it was for."""
         return {
-            "calibration": "gptq",
+            "calibration": ", ".join(uses),
             "calibration_turns": len(self.inputs),
             "calibration_positions": sum(len(x) for x in self.inputs),
             "calibration_questions": self.digest,
@@ -90,6 +94,7 @@ def recorded(model: OmniModel, data: CalibrationData, progress: Say = lambda _: 
         raise UsageError("this checkpoint has no tokenizer, so it cannot be asked anything; leave --calibrate out")
     side, tokenizer = Side(TorchEncoder(model), TorchLanguageModel(model)), Tokenizer(model.tokenizer_json, spec.layout)
     inputs: list[Tensor] = []
+    sounds: list[F32] = []
     digest, fault = hashlib.sha256(), ""
     chosen = data.chosen(spec.tasks)
     for i, (sample, task) in enumerate(chosen):
@@ -104,22 +109,30 @@ def recorded(model: OmniModel, data: CalibrationData, progress: Say = lambda _: 
             fault = f" ({exc})"
             continue
         inputs.append(torch.cat(pieces, dim=1)[0])
+        sounds += [question.audio] if isinstance(question.audio, np.ndarray) else []
         _note(digest, question)
     if not inputs:
         raise DataError(f"no question of the data that is to calibrate the export can be asked{fault}; give other data")
-    return Turns(inputs, digest.hexdigest())
+    return Turns(sounds, inputs, digest.hexdigest())
 
 
 @contextmanager
 def calibrating(model: OmniModel, turns: Turns | None, progress: Say) -> Iterator[None]:
-    """Within the context exports of `model` take the codes that `turns` choose; without turns, those nearest."""
+    """Within the context exports of `model` take the codes that `turns` choose, and measure ranges on them.
+
+    Without turns codes are those nearest, and ranges are measured on what the exporter makes up.
+    """
     if turns is None:
         yield
         return
     from .quantize.calibrate import choosing
 
-    with choosing(model, turns.inputs, progress):
-        yield
+    before, model.recorded = model.recorded, turns
+    try:
+        with choosing(model, turns.inputs, progress):
+            yield
+    finally:
+        model.recorded = before
 
 
 @contextmanager

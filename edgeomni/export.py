@@ -25,7 +25,7 @@ from .gate.run import Words, judged, versions_of
 from .hardware import check_threads
 from .outputs import check_directory, first_few, named, new_directory, strangers
 from .quantize import policy
-from .quantize.schemes import has_codes_by_block
+from .quantize.schemes import Scheme, has_codes_by_block, is_static
 from .session import Session
 from .shipped import found
 
@@ -62,7 +62,8 @@ def export_bundle(
     `precision` fills the components that `formats` ({"encoder": "onnx:int8"}) does not name. `options` are the formats'
     own options, by format ({"onnx": {"flavour": "portable", "block": 32}}). `judge` is a test set that the checkpoint
     and the export both answer; the points that the export loses join the gate as its part "words". `calibrate` holds
-    questions by which the LLM's integer codes are chosen, so that its answers change less. `progress` is told each
+    questions by which the LLM's integer codes are chosen, so that its answers change less, and on which the ranges of
+    inputs that TensorRT rounds are measured. `progress` is told each
     step, `on_gate` gets the gate's figures whether they pass or not. Raises UsageError for names and paths that
     make no sense, CheckpointError, ExportError (also for a full disk), DataError for a test set that cannot be used,
     and GateError when a figure is missed; then, as after Ctrl-C, nothing of the export stays on disk and an older
@@ -76,7 +77,7 @@ def export_bundle(
     for note in _notes(wanted, own):
         _log.warning("%s", note)
     if calibrate is not None:
-        _check_calibrated(wanted["llm"], own)
+        _check_calibrated(wanted, own)
     progress("load checkpoint")
     model = _loaded(source)
     if judge is not None and not limits.questions:
@@ -87,7 +88,10 @@ def export_bundle(
         for name in COMPONENTS:
             progress(f"export {name} ({':'.join(wanted[name])})")
             components[name] = _exported(model, name, stage, wanted[name], own, progress)
-        manifest = _manifest(model, components, stage, _command(wanted, own, calibrate), turns)
+        asked = {"command": _command(wanted, own, calibrate)} | (
+            turns.facts(_uses_of_turns(components)) if turns else {}
+        )
+        manifest = _manifest(model, components, stage, asked)
         staged = Bundle(stage, manifest)
         report = judged(model, staged, limits, threads, progress, _words(model, staged, judge, threads, progress))
         manifest.gate = {**report.to_dict(), "engines": versions_of(staged)}
@@ -158,16 +162,31 @@ def _notes(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) ->
         yield from exporters.exporter_of(format_).notes(of_format, options[format_])
 
 
-def _check_calibrated(llm: tuple[str, str], options: Mapping[str, Any]) -> None:
-    """Raises UsageError where the LLM is stored without integer codes that could be chosen."""
-    format_, precision = llm
-    schemes = exporters.exporter_of(format_).schemes_for("llm", precision, options[format_])
-    if not has_codes_by_block(schemes["body.linear"]):
+def _check_calibrated(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) -> None:
+    """Raises UsageError where recorded turns would decide nothing of an export."""
+    schemes = {
+        name: exporters.exporter_of(format_).schemes_for(name, precision, options[format_])
+        for name, (format_, precision) in wanted.items()
+    }
+    if not _decided(schemes):
+        format_, precision = wanted["llm"]
         hint = "; for GGUF give --imatrix instead" if format_ == "gguf" else ""
         raise UsageError(
-            f"calibrating would change nothing: llm {format_}:{precision} has no integer codes in blocks. It is for "
-            f"int4 and int8 of onnx and openvino, int4 and int8w of tensorrt{hint}"
+            f"calibrating would change nothing: llm {format_}:{precision} has no integer codes in blocks, and no "
+            "component rounds its inputs by ranges that are measured. It is for int4 and int8 of onnx and openvino, "
+            f"and for all but fp32, fp16 and bf16 of tensorrt{hint}"
         )
+
+
+def _uses_of_turns(components: Mapping[str, Component]) -> list[str]:
+    return _decided({name: exporters.exporter_of(c.format).stored_schemes(c) for name, c in components.items()})
+
+
+def _decided(schemes: Mapping[str, Mapping[str, Scheme]]) -> list[str]:
+    """What recorded turns decide of components whose tensors are stored so: codes, ranges."""
+    codes = any(has_codes_by_block(s) for group, s in schemes["llm"].items() if group.startswith(("body.", "tts.")))
+    ranges = any(is_static(s) for of_component in schemes.values() for s in of_component.values())
+    return [use for use, used in (("gptq", codes), ("input ranges", ranges)) if used]
 
 
 def _turns(model: OmniModel, data: CalibrationData | None, threads: int | None, progress: Say) -> Turns | None:
@@ -206,14 +225,14 @@ def _words(
 
 
 def _manifest(
-    model: OmniModel, components: dict[str, Component], stage: Path, command: str, turns: Turns | None
+    model: OmniModel, components: dict[str, Component], stage: Path, asked: Mapping[str, str | int]
 ) -> Manifest:
     tokenizer = None
     if model.tokenizer_json is not None:
         path = stage / TOKENIZER
         path.write_text(model.tokenizer_json, encoding="utf-8")
         tokenizer = describe_files(stage, [path])[0]
-    provenance = {**model.provenance, "tools": _versions(), "command": command, **(turns.facts() if turns else {})}
+    provenance = {**model.provenance, "tools": _versions(), **asked}
     if provenance.get("weights") == "trained" and (fresh := _untouched(model)):
         provenance |= {"weights": "random", "random_because": f"{fresh}: every norm is still as initialised"}
     return Manifest(model.spec, components, tokenizer, provenance, dict(model.licences), gate={})

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 if find_spec("openvino") is None:
     pytest.skip("OpenVINO is not installed", allow_module_level=True)
 
+from edgeomni import hardware
 from edgeomni.bundle import Bundle, Manifest
 from edgeomni.cli import main
 from edgeomni.component_meta import OpenVinoArithmetic
@@ -61,7 +62,7 @@ def test_what_a_cpu_has(
     capabilities: list[str], isa: tuple[str, ...], expected: OpenVinoArithmetic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ov, "Core", lambda: SimpleNamespace(get_property=lambda *_: capabilities))
-    monkeypatch.setattr(fast.hardware, "detect", lambda: SimpleNamespace(isa=isa))
+    monkeypatch.setattr(hardware, "detect", lambda: SimpleNamespace(isa=isa))
     assert fast.of_this_cpu() == expected
     if expected == OpenVinoArithmetic():
         with pytest.raises(UsageError, match="has no bfloat16, float16 or VNNI .* export on a machine that has"):
@@ -137,14 +138,14 @@ def test_a_cpu_that_lacks_it_computes_in_float32(bundle: Bundle, tmp_path: Path)
         part["meta"].pop("compute", None), part["meta"].pop("int8_inputs", None)
     (root / "bundle.json").write_text(json.dumps(data))
     mel = np.random.default_rng(0).standard_normal((bundle.spec.front_end.n_mels, 64)).astype(np.float32)
-    found = [
+    ours, plain = (
         folder.open_component(b, "encoder", OpenOptions(1)).encode(mel)
         for b in (bundle, Bundle.open(root, hashes=False))
-    ]
+    )
     if fast.of_this_cpu().compute == "f32":
-        np.testing.assert_array_equal(*found)
+        np.testing.assert_array_equal(ours, plain)
     else:
-        np.testing.assert_allclose(*found, atol=0.05)
+        np.testing.assert_allclose(ours, plain, atol=0.05)
 
 
 def test_a_manifest_that_asks_for_anything_else_is_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ def without_optimum(tmp_path_factory: pytest.TempPathFactory) -> str:
     site = tmp_path_factory.mktemp("site")
     for folder in (Path(p) for p in sys.path if p.endswith("site-packages")):
         for entry in folder.iterdir():
-            if not entry.name.startswith(("optimum", "__editable__")) and entry.suffix != ".pth":
-                (site / entry.name).exists() or (site / entry.name).symlink_to(entry)
+            left_out = entry.name.startswith(("optimum", "__editable__")) or entry.suffix == ".pth"
+            if not left_out and not (site / entry.name).exists():
+                (site / entry.name).symlink_to(entry)
     register = site / "optimum" / "commands" / "register"
     register.mkdir(parents=True)
     shutil.copy(ROOT / "optimum_register" / "edgeomni.py", register)

@@ -154,10 +154,15 @@ def test_a_failed_build_leaves_no_bundle(
         ("int4", {"target": "sm_99"}, "unknown target 'sm_99'; known are sm_75"),
         ("int4", {"block": 48}, "block 48 is not offered"),
         ("int4", {"cache": 8}, "cache of 8 frames is not offered"),
-        ("fp8", {"target": "sm_86,sm_89"}, "sm_86 .* does not compute fp8, which begins with sm_89; use int4, int8"),
+        (
+            "fp8",
+            {"target": "sm_86,sm_89"},
+            "sm_86 .* does not compute fp8, which begins with sm_89; use int4 or int8 or fp16",
+        ),
         ("fp8", {"target": "sm_87"}, r"sm_87 \(Jetson Orin\) does not compute fp8"),
         ("nvfp4", {"target": "sm_89"}, "sm_89 .* does not compute (fp8|nvfp4)"),
-        ("bf16", {"target": "sm_75"}, "sm_75 .* does not compute bf16"),
+        ("fp32", {"target": "sm_75,sm_80"}, "sm_75 .* does not compute fp32, which begins with sm_80; use fp16 for"),
+        ("bf16", {"target": "sm_75"}, "sm_75 .* does not compute bf16, which begins with sm_80; use int8 or fp16 for"),
         ("q8_0", {}, "unknown TensorRT precision 'q8_0'"),
     ],
 )

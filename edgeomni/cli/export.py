@@ -45,7 +45,6 @@ component_options = options(
     click.option("--imatrix", metavar="FILE", help="llama.cpp's importance matrix, for the LLM's blocks in GGUF."),
     click.option("--target", "gpus", metavar="SM,...", help="GPUs that TensorRT builds engines for: sm_89,sm_120."),
     click.option("--cache", type=click.IntRange(1), help="Frames in TensorRT's KV cache [default: all the model has]."),
-    click.option("--calibration", metavar="SOUNDS", help="Recordings that TensorRT's int8 and fp8 learn ranges from."),
     click.option("--threads", type=click.IntRange(1), help="Threads for the gate [default: all cores]."),
 )
 gate_options = options(
@@ -62,7 +61,8 @@ calibrate_options = options(
     click.option(
         "--calibrate",
         metavar="DATA",
-        help="Choose the LLM's integer codes by what it computes on these questions: int4 of onnx, openvino, tensorrt.",
+        help="Choose the LLM's integer codes by what it computes on these questions, and measure on them the ranges "
+        "of inputs that TensorRT rounds.",
     ),
     click.option("--calibrate-format", metavar="F", help="Its format [default: told by what it is]."),
     click.option(
@@ -131,7 +131,6 @@ def _request(how: dict[str, Any], profile: HardwareProfile | None) -> dict[str, 
     own = {"onnx": {k: how[k] for k in ("flavour", "block")}, "gguf": {k: how[k] for k in ("heads", "imatrix")}}
     own["openvino"] = {k: how[k] for k in ("block", "fast")}
     own["tensorrt"] = {"target": how["gpus"] or "", "cache": how["cache"], "block": how["block"]}
-    own["tensorrt"]["calibration"] = how["calibration"]
     choices(precision, formats, own)
     gate = GateOptions(dict(parse_limit(text) for text in how["gate"]), enforce=not how["no_gate"])
     same = {k: how[k] for k in ("threads", "force")}

@@ -188,6 +188,11 @@ def has_codes_by_block(scheme: Scheme) -> bool:
     return kind_of(scheme.kind).block_scales is not None
 
 
+def is_static(scheme: Scheme) -> bool:
+    """Whether products with the weights round their inputs by ranges that were measured beforehand."""
+    return kind_of(scheme.kind).category == "static"
+
+
 def code_range(scheme: Scheme) -> tuple[int, int]:
     """Lowest and highest code around 0 of a scheme that has integer codes by block."""
     most = _middle(scheme) - 1

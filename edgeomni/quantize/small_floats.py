@@ -56,7 +56,10 @@ def _codes(
     exponent = np.maximum(np.frexp(size)[1] - 1, least)
     step = np.ldexp(np.float32(1), exponent - mantissa)
     nearest = np.rint(size / step) * step
-    return (np.searchsorted(magnitudes, nearest) + np.where(np.signbit(x), sign, 0)).astype(np.uint8)
+    codes: NDArray[np.uint8] = (np.searchsorted(magnitudes, nearest) + np.where(np.signbit(x), sign, 0)).astype(
+        np.uint8
+    )
+    return codes
 
 
 def _signed(magnitudes: list[float]) -> F32:

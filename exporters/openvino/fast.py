@@ -26,8 +26,10 @@ def of_this_cpu() -> OpenVinoArithmetic:
     from edgeomni.openvino_library import ov
 
     known = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    compute = next((short for name, short in (("FP16", "f16"), ("BF16", "bf16")) if name in known), "f32")
-    return OpenVinoArithmetic(compute=compute, int8_inputs=bool(_VNNI & set(hardware.detect().isa)))
+    int8_inputs = bool(_VNNI & set(hardware.detect().isa))
+    if "FP16" in known:
+        return OpenVinoArithmetic(compute="f16", int8_inputs=int8_inputs)
+    return OpenVinoArithmetic(compute="bf16" if "BF16" in known else "f32", int8_inputs=int8_inputs)
 
 
 def check() -> None:

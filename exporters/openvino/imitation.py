@@ -1,8 +1,8 @@
 """torch computing as an OpenVINO export computes in exact mode: the weights as stored, the inputs as they are.
 
-OpenVINO's fast mode may round the inputs of compressed layers to 8 bits ("dynamic quantization"): on CPUs with VNNI
-only, and layer by layer as its plugin decides from shapes. That is not imitated: what it costs shows in the gate's
-quality figures, which are taken from the fast mode.
+With `--fast`, OpenVINO may compute in another float type than float32 and round the inputs of compressed layers to 8
+bits, layer by layer as its plugin decides from shapes. That is not imitated: what it costs shows in the gate's quality
+figures, which are taken from the fast mode.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What goes into linear layers whose inputs are rounded to 8 bits: measured with torch, and one scale chosen for each.
 
 The encoder hears sounds in its full window, padded, as questions are, and in a shorter one: ranges measured on short
-windows alone do not hold for padding. The LLM answers them in two rows, its ids sampled.
+windows alone do not hold for padding. The LLM reads recorded turns again (OmniModel.recorded), or, where there are
+none, answers synthetic sounds in two rows, its ids sampled.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeomni.arrays import F32
-from edgeomni.audio import log_mel, read
-from edgeomni.errors import UsageError
+from edgeomni.audio import log_mel
 from edgeomni.generate import next_ids
 from edgeomni.model.fake_quant import PREFIXES, computing_with
 from edgeomni.probe_sound import probe
@@ -52,24 +51,14 @@ _HEADROOM = 2.0
 """E4M3 has steps relative to the value, so that room for larger inputs costs nothing."""
 
 
-def input_scales(
-    model: OmniModel, component: str, schemes: Mapping[str, Scheme], recordings: str | None = None
-) -> dict[str, float]:
-    """The model's linear layer -> the scale of its inputs, for the layers of "encoder" or "llm" with static schemes.
-
-    `recordings`: a sound file, or a directory of them, in place of synthetic sounds. Raises UsageError for a directory
-    without any, and AudioError for a file that cannot be read.
-    """
+def input_scales(model: OmniModel, component: str, schemes: Mapping[str, Scheme]) -> dict[str, float]:
+    """The model's linear layer -> the scale of its inputs, for the layers of "encoder" or "llm" with static schemes."""
     layers = dict(_static_layers(model, component, schemes))
     if not layers:
         return {}
-    mels = _windows(model, recordings)
     small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL
     with torch.no_grad(), computing_with(1 if small else None), _watched(layers) as seen:
-        for i, mel in enumerate(mels):
-            features = model.encode(torch.from_numpy(mel)[None])[0]
-            if component == "llm" and i < _MOST_TURNS:
-                _answer(model, features[:_FEATURES], seed=i)
+        _compute(model, component)
     return {name: _scale(seen[name], layers[name][1].kind) for name in layers}
 
 
@@ -83,29 +72,30 @@ def _static_layers(
             yield name, (module, scheme)  # type: ignore[misc]
 
 
-def _windows(model: OmniModel, recordings: str | None) -> list[F32]:
+def _compute(model: OmniModel, component: str) -> None:
+    """Has the component compute what is to be measured."""
+    if component == "llm" and model.recorded is not None:
+        for turn in model.recorded.inputs:
+            model.hidden(turn[None].to(model.device))
+        return
+    for i, mel in enumerate(_windows(model)):
+        features = model.encode(torch.from_numpy(mel)[None])[0]
+        if component == "llm" and i < _MOST_TURNS:
+            _answer(model, features[:_FEATURES], seed=i)
+
+
+def _windows(model: OmniModel) -> list[F32]:
     """Log-mel windows [n_mels, t]: of each sound the full one, and of the first a shorter one too."""
     spec, full = model.spec.front_end, 2 * model.spec.encoder.context
     samples = full * spec.hop
-    if recordings:
-        sounds = [read(path, spec.sample_rate)[:samples] for path in _files(recordings)]
+    if model.recorded is not None and model.recorded.sounds:
+        heard = model.recorded.sounds
+        sounds = [sound[:samples] for sound in heard[:: -(-len(heard) // _MOST_SOUNDS)]]
     else:
         lengths = [share * samples / spec.sample_rate for share in _PROBE_SHARES]
         sounds = [probe(spec, seconds, _FIRST_SEED + i) for i, seconds in enumerate(lengths)]
     short = max(2, full // 8 * 2)
     return [*(log_mel(sound, spec, full) for sound in sounds), log_mel(sounds[0][: short * spec.hop], spec, short)]
-
-
-def _files(recordings: str) -> Sequence[Path]:
-    path = Path(recordings)
-    if not path.is_dir():
-        return [path]
-    found = sorted(f for f in path.iterdir() if f.suffix.lower() in (".wav", ".flac", ".ogg", ".mp3"))
-    if not found:
-        raise UsageError(
-            f"--calibration {recordings}: no sound file lies there; give a WAV file or a directory of them"
-        )
-    return found[:: -(-len(found) // _MOST_SOUNDS)]
 
 
 def _answer(model: OmniModel, features: Tensor, seed: int) -> None:

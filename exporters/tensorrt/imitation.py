@@ -65,24 +65,29 @@ def _rounded_inputs(model: OmniModel, inputs: Mapping[str, float], schemes: Mapp
 
 def _rounder(scale: float, kind: str) -> Callable[[Any, Any], tuple[Tensor]]:
     most = LARGEST_CODE[kind]
+    least = -128.0 if kind == "int8_static" else -most  # inputs, other than weights, may have the lowest code
 
     def rounded(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        codes = torch.clamp(args[0] / scale, -most, most)
+        codes = torch.clamp(args[0] / scale, least, most)
         codes = codes.to(torch.float8_e4m3fn).to(codes) if kind == "fp8_static" else codes.round()
-        return (_half(codes * scale),)
+        return (codes * scale,)
 
     return rounded
 
 
 @contextmanager
 def _narrow_products(model: OmniModel, component: str, schemes: Mapping[str, Scheme]) -> Iterator[None]:
-    """Within the context linear layers multiply with narrow weights, and round before they add the bias."""
+    """Within the context linear layers multiply with narrow weights, and round before they add the bias.
+
+    Codes of 8 bits times such codes are exact, so that static weights are not rounded.
+    """
     with ExitStack() as undo:
         for name, module in model.named_modules():
             scheme = scheme_of(f"{name}.weight", schemes)
             if isinstance(module, nn.Linear) and name.startswith(fake_quant.PREFIXES[component]) and scheme is not None:
                 undo.callback(setattr, module.weight, "data", module.weight.data)
-                module.weight.data = _narrowed(module.weight.data, scheme)
+                if scheme.category != "static":
+                    module.weight.data = _narrowed(module.weight.data, scheme)
                 undo.callback(module.register_forward_hook(_rounded_product(scheme)).remove)
         yield
 

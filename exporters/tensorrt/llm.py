@@ -43,7 +43,7 @@ def make(model: OmniModel, precision: str, options: TensorRtOptions, inputs: Map
     schemes |= sensitive
     frames = min(options.cache or spec.context, spec.context)
     if inputs is None:
-        inputs = input_scales(model, "llm", schemes, options.calibration)
+        inputs = input_scales(model, "llm", schemes)
     compute = compute_type(precision)
     graphs = _stacks(model, schemes, frames, compute, inputs)
     prefill = min(PREFILL, frames)

@@ -19,7 +19,7 @@ from edgeomni.exporters.onnx.operators import PortableOperators
 from edgeomni.exporters.onnx.weights import packed_parts
 from edgeomni.quantize.schemes import Packed, signed_codes
 from edgeomni.quantize.small_floats import bfloat16_bits, e4m3_bits
-from edgeomni.quantize.tensorrt_kinds import E4M3_KINDS, NVFP4_UNIT, STATIC, nvfp4_codes
+from edgeomni.quantize.tensorrt_kinds import NVFP4_UNIT, STATIC, nvfp4_codes
 
 OPSET = 24
 
@@ -110,7 +110,7 @@ class TensorRtOperators(PortableOperators):
 
     def _matrix(self, name: str, weight: Packed) -> str:
         """A weight as [k, n], in the type that products compute in."""
-        if weight.scheme.kind in (*STATIC, *E4M3_KINDS):
+        if weight.scheme.kind in STATIC:
             return self._per_channel(name, weight)
         if weight.scheme.kind == "nvfp4":
             return self._nvfp4(name, weight)
@@ -148,7 +148,7 @@ class TensorRtOperators(PortableOperators):
     def _per_channel(self, name: str, weight: Packed) -> str:
         """A weight with one scale per output, [k, n]."""
         g, codes = self.graph, np.ascontiguousarray(weight.data.T)
-        data = raw_tensor(FLOAT8, codes.shape, codes) if weight.scheme.kind in E4M3_KINDS else codes
+        data = raw_tensor(FLOAT8, codes.shape, codes) if weight.scheme.kind == "fp8_static" else codes
         inputs = [g.const(data, f"{name}.codes"), g.const(self._typed(weight.scales), f"{name}.scales")]
         return g.op("DequantizeLinear", inputs, axis=1)
 
@@ -166,11 +166,13 @@ class TensorRtOperators(PortableOperators):
     def _dequantized(self, name: str, weight: Packed, *, rows_first: bool) -> str:
         """A blocked weight, [n, k] with `rows_first`, else [k, n]; blocks run along k, scales are half."""
         assert weight.scales is not None
-        codes, scales = signed_codes(weight), weight.scales.astype(np.float16)
+        floats, scales = weight.scheme.kind == "fp8", weight.scales.astype(np.float16)
+        codes = weight.data.reshape(len(weight.data), weight.k) if floats else signed_codes(weight)
         if not rows_first:
             codes, scales = codes.T, scales.T
+        stored = raw_tensor(FLOAT8, codes.shape, codes) if floats else int_tensor(codes, int(weight.scheme.bits))
         inputs = [
-            self.graph.const(int_tensor(codes, int(weight.scheme.bits)), f"{name}.codes"),
+            self.graph.const(stored, f"{name}.codes"),
             self.graph.const(np.ascontiguousarray(scales), f"{name}.scales"),
         ]
         axis = 1 if rows_first else 0

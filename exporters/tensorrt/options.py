@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from edgeomni.errors import UsageError
 from edgeomni.tensorrt_targets import parse_targets
@@ -19,14 +19,12 @@ class TensorRtOptions:
     `target`: the GPUs to build engines for, "sm_89,sm_120"; "" builds none, and leaves that to the first run on the
     device. `cache`: frames that the KV cache holds, which TensorRT wants to know when it builds (None: the model's
     context). `block`: inputs that share a scale at INT4 and INT8 (None: the largest that divides the model's widths).
-    `calibration`: a sound file, or a directory of them, from which int8 and fp8 learn the ranges of what goes into
-    products (None: synthetic sounds). Raises UsageError for targets, caches and blocks that do not exist.
+    Raises UsageError for targets, caches and blocks that do not exist.
     """
 
     target: str = ""
     cache: int | None = None
     block: int | None = None
-    calibration: str | None = field(default=None, metadata={"path": True})
 
     def __post_init__(self) -> None:
         if self.target:

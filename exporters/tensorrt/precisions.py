@@ -29,6 +29,7 @@ _LINEAR = {
 }
 """Precision -> kind of the linear layers. In FP8 the LLM's inputs stay half: rounding them misses the gate's limit."""
 _ENCODER = {**_LINEAR, "fp8": "fp8_static"}
+_FP8_BLOCK = 32
 _SENSITIVE = "mlp.down_proj"
 """The layer of each block whose inputs INT8 does not round: their few large values cost half of the accuracy."""
 _TOO_COARSE = {"int4": "int8", "nvfp4": "fp8"}
@@ -79,7 +80,8 @@ def sensitive_layers(spec: OmniSpec, schemes: Mapping[str, Scheme]) -> dict[str,
 
 
 def _scheme(kind: str, block: int) -> Scheme:
-    """`block` counts for kinds that leave it open."""
+    """`block` counts for kinds that leave it open; E4M3 has blocks of _FP8_BLOCK at most."""
+    block = min(block, _FP8_BLOCK) if kind == "fp8" else block
     return Scheme(kind, block if kind_of(kind).block is None else 0)
 
 

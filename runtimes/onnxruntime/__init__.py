@@ -83,7 +83,7 @@ def _narrow(bundle: Bundle, component: Component, options: OpenOptions, *, exact
     return {
         "half": _half_mode(options, exact=exact),
         "foreign": blocks if kinds & {"bf16", "nvfp4"} else (),
-        "folded": blocks if component.meta.get("input_scales") else (),
+        "folded": blocks if any(kind.startswith(("int8_static", "fp8")) for kind in kinds) else (),
     }
 
 

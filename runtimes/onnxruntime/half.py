@@ -47,9 +47,11 @@ def rounding(path: str) -> Rewritten:
     Behind each cast to half and before each cast from it stands a pair of operators that do nothing, but that ONNX
     Runtime computes in half, so that it must keep the value in half. Attention takes values in half, and computes and
     gives its result in float32, as a GPU's fused attention does within: ONNX Runtime's own would round every score.
-    What is bfloat16 is rounded so, and computed in float32.
+    What is bfloat16 is rounded so, and computed in float32. Products of codes of 8 bits with such codes are exact, and
+    rounded once they have their scales.
     """
     model, constants = _loaded(path)
+    _fuse(model.graph)
     _widen(model.graph, (TensorProto.BFLOAT16,))
     brain = any(_cast_to(node) == TensorProto.BFLOAT16 for node in model.graph.node)
     stored, nodes, attended = {tensor.name for tensor in model.graph.initializer}, list[Any](), set[str]()
@@ -129,6 +131,26 @@ def _leave_inputs(graph: Any) -> None:
             del node.attribute[:]
     for node in pairs.values():
         graph.node.remove(node)
+
+
+def _fuse(graph: Any) -> None:
+    """Products whose inputs are rounded to 8 bits see codes times scales in float32, and give their result in half."""
+    made = {name: node for node in graph.node for name in node.output}
+    nodes, scales = list[Any](), set[str]()
+    for node in graph.node:
+        nodes.append(node)
+        pair = [made[name] for name in node.input if name in made] if node.op_type == "MatMul" else []
+        rounded = made.get(pair[0].input[0]) if pair else None
+        if rounded is None or rounded.op_type != "QuantizeLinear":
+            continue
+        for dequantize in pair:
+            scales.add(dequantize.input[1].removesuffix(_FLOAT32))
+            dequantize.input[1] = dequantize.input[1].removesuffix(_FLOAT32) + _FLOAT32
+        given, node.output[0] = node.output[0], node.output[0] + _FLOAT32
+        nodes.append(helper.make_node("Cast", [node.output[0]], [given], to=TensorProto.FLOAT16))
+    del graph.node[:]
+    graph.node.extend(helper.make_node("Cast", [s], [s + _FLOAT32], to=TensorProto.FLOAT) for s in sorted(scales))
+    graph.node.extend(nodes)
 
 
 def _widen(graph: Any, kinds: tuple[int, ...]) -> None:

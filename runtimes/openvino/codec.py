@@ -52,18 +52,14 @@ class OvCodec(StreamingCodec[Kept]):
     def set_threads(self, threads: int) -> None:
         """See components.SetsThreads. OpenVINO's threads belong to a compiled model: fewer are models of their own.
 
-        They are compiled by the first call that asks for so many, and kept. A stream's first push keeps its model, and
-        so all threads: nothing computes beside it, and a model of unknown lengths rounds otherwise.
+        Only the push that repeats gets one, compiled by the first call that asks for so many, and kept. The few others
+        of an answer keep their models and all threads: a second model of any length would take 150 MB at SNAC's size.
         """
         if threads >= (self._factory.threads or cores()) or self._factory.device != "CPU":
             self._now = self._all
             return
         if threads not in self._with_fewer:
-            factory, fixed = self._factory.with_threads(threads), dict(self._all.fixed)
-            for push, (_, shapes) in fixed.items():
-                if not push[0]:
-                    fixed[push] = self._fixed(factory, push, shapes), shapes
-            self._with_fewer[threads] = Compiled(factory.compiled(self._source), fixed)
+            self._with_fewer[threads] = self._compiled_for(self._factory.with_threads(threads))
         self._now = self._with_fewer[threads]
 
     def _start(self) -> Kept:
@@ -83,6 +79,14 @@ class OvCodec(StreamingCodec[Kept]):
         model, shapes = now.fixed.get(push, (now.any_push, {}))
         fits = noise is None and all(kept[name].shape == shape for name, shape in shapes.items())
         return model if fits else now.any_push
+
+    def _compiled_for(self, factory: ModelFactory) -> Compiled:
+        """The push that repeats, compiled by `factory`: of known length, or where there is none of that, of any."""
+        repeated = {push: shapes for push, (_, shapes) in self._all.fixed.items() if not push[0]}
+        if not repeated:
+            return Compiled(factory.compiled(self._source), self._all.fixed)
+        own = {push: (self._fixed(factory, push, shapes), shapes) for push, shapes in repeated.items()}
+        return Compiled(self._all.any_push, self._all.fixed | own)
 
     def _known_lengths(self) -> dict[Push, tuple[Model, Shapes]]:
         """The models of the first push, and of the one that repeats if the states then keep their lengths."""
