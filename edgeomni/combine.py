@@ -100,7 +100,9 @@ def _combined(bundles: Sequence[Bundle], taken: Sequence[tuple[int, Component]],
         for entry in component.files:
             _copy(bundles[i], entry.path, stage / folder / entry.path)
         manifest.alternatives.setdefault(component.name, []).append(_moved(component, folder))
-    gates = {str(i): bundles[i].manifest.gate for i in dict.fromkeys(i for i, _ in taken)}
+    kept = first.manifest.gate.get("alternatives", {})
+    gates = {**kept} if isinstance(kept, dict) else {}
+    gates |= {str(offset + i - 1): bundles[i].manifest.gate for i in dict.fromkeys(i for i, _ in taken)}
     versions = [bundle.manifest.gate.get("engines") for bundle in reversed(bundles)]
     engines: dict[str, str] = {}
     for known in versions:

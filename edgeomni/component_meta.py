@@ -17,6 +17,7 @@ Count = Annotated[int, Meta(ge=0, le=1 << 40)]
 """A number of bytes, rows, samples or steps; the upper bound (10^12) only keeps sums within 64 bits."""
 MOST_FILES = 1000
 """Of one component, and as many graphs; real components have fewer than ten."""
+_MOST_LAYERS = 100_000
 _MOST_ELEMENTS = 1 << 28
 """Of one codec state, which the device allocates (1 GiB of float32); SNAC's largest has 10^5."""
 
@@ -213,11 +214,17 @@ class EngineFile:
 
 @dataclass(frozen=True)
 class TensorRtMeta:
-    """`targets`: the GPUs that the export was asked for; `engines`: those built, which may be none."""
+    """`targets`: the GPUs that the export was asked for; `engines`: those built, which may be none.
+
+    `input_scales`: linear layer -> the scale by which its inputs are rounded, at precisions that round them.
+    """
 
     targets: Annotated[list[str], Meta(max_length=64)]
     engines: Annotated[list[EngineFile], Meta(max_length=MOST_FILES)]
     recipes: Annotated[dict[str, EngineRecipe], Meta(max_length=MOST_FILES)]
+    input_scales: Annotated[dict[str, Annotated[float, Meta(gt=0)]], Meta(max_length=_MOST_LAYERS)] = field(
+        default_factory=dict, kw_only=True
+    )
 
 
 @dataclass(frozen=True)
@@ -227,7 +234,7 @@ class TensorRtLlmMeta(TensorRtMeta):
 
     context: Annotated[int, Meta(ge=1, le=1 << 20)]
     prefill: Annotated[int, Meta(ge=1, le=1 << 20)]
-    kv: Literal["float16", "float"]
+    kv: Literal["float16", "bfloat16", "float"]
     tables: OnnxTables
 
 

@@ -153,3 +153,8 @@ def parse_engine(text: str) -> str | dict[str, str]:
     for component in chosen:
         wanted_engine(chosen, component)
     return chosen
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a library's version, to compare: "1.23.2" -> (1, 23)."""
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import exporters, runtimes
 from .bundle import MANIFEST, Bundle, Component, Manifest, describe_files, is_bundle, write_manifest
+from .calibration import CalibrationData, Turns, calibrating, recorded
 from .components import OpenOptions
 from .engines import COMPONENTS, FORMATS
 from .errors import ExportError, UsageError
@@ -24,6 +25,7 @@ from .gate.run import Words, judged, versions_of
 from .hardware import check_threads
 from .outputs import check_directory, first_few, named, new_directory, strangers
 from .quantize import policy
+from .quantize.schemes import Scheme, has_codes_by_block, is_static
 from .session import Session
 from .shipped import found
 
@@ -34,6 +36,8 @@ Say = Callable[[str], None]
 TOKENIZER = "tokenizer.json"
 STEPS, JUDGE_STEPS = 9, 3
 """How often `export_bundle` calls `progress`, and how often more where a test set judges."""
+REPEATED = "calibrate:"
+"""Steps that begin so are told as often as there are questions and blocks, and are not counted."""
 _TOOLS = ("edgeomni", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt-rtx", "torch", "transformers", "snac")
 _log = logging.getLogger("edgeomni")
 
@@ -47,6 +51,7 @@ def export_bundle(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     gate: GateOptions | None = None,
     judge: JudgeData | None = None,
+    calibrate: CalibrationData | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Say = lambda _: None,
@@ -56,8 +61,10 @@ def export_bundle(
 
     `precision` fills the components that `formats` ({"encoder": "onnx:int8"}) does not name. `options` are the formats'
     own options, by format ({"onnx": {"flavour": "portable", "block": 32}}). `judge` is a test set that the checkpoint
-    and the export both answer; the points that the export loses join the gate as its part "words". `progress` is told
-    each step, `on_gate` gets the gate's figures whether they pass or not. Raises UsageError for names and paths that
+    and the export both answer; the points that the export loses join the gate as its part "words". `calibrate` holds
+    questions by which the LLM's integer codes are chosen, so that its answers change less, and on which the ranges of
+    inputs that TensorRT rounds are measured. `progress` is told each
+    step, `on_gate` gets the gate's figures whether they pass or not. Raises UsageError for names and paths that
     make no sense, CheckpointError, ExportError (also for a full disk), DataError for a test set that cannot be used,
     and GateError when a figure is missed; then, as after Ctrl-C, nothing of the export stays on disk and an older
     bundle is as it was.
@@ -67,16 +74,24 @@ def export_bundle(
     check_threads(threads)
     wanted = choices(precision, formats or {}, options)
     own = _own_options((format_ for format_, _ in wanted.values()), options or {})
+    for note in _notes(wanted, own):
+        _log.warning("%s", note)
+    if calibrate is not None:
+        _check_calibrated(wanted, own)
     progress("load checkpoint")
     model = _loaded(source)
     if judge is not None and not limits.questions:
         limits = replace(limits, questions=judge.questions(model.spec.front_end.sample_rate))
-    with _staged(target, force) as stage:
+    turns = _turns(model, calibrate, threads, progress)
+    with _staged(target, force) as stage, calibrating(model, turns, progress):
         components: dict[str, Component] = {}
         for name in COMPONENTS:
             progress(f"export {name} ({':'.join(wanted[name])})")
             components[name] = _exported(model, name, stage, wanted[name], own, progress)
-        manifest = _manifest(model, components, stage, _command(wanted, own))
+        asked = {"command": _command(wanted, own, calibrate)} | (
+            turns.facts(_uses_of_turns(components)) if turns else {}
+        )
+        manifest = _manifest(model, components, stage, asked)
         staged = Bundle(stage, manifest)
         report = judged(model, staged, limits, threads, progress, _words(model, staged, judge, threads, progress))
         manifest.gate = {**report.to_dict(), "engines": versions_of(staged)}
@@ -119,7 +134,7 @@ def console_progress(title: str = "export", steps: int = STEPS) -> Iterator[Say]
     columns = TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=steps)
-        yield lambda step: bar.update(task, advance=1, description=step)
+        yield lambda step: bar.update(task, advance=not step.startswith(REPEATED), description=step)
 
 
 def _loaded(source: str | os.PathLike[str] | OmniModel) -> OmniModel:
@@ -138,6 +153,49 @@ def _loaded(source: str | os.PathLike[str] | OmniModel) -> OmniModel:
 def _own_options(formats: Iterable[str], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Format -> its own options: those given, and the defaults of the others. Raises UsageError for unknown ones."""
     return {format_: exporters.options_of(format_, given.get(format_, {})) for format_ in {*formats, *given}}
+
+
+def _notes(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) -> Iterator[str]:
+    """What the formats have to say once about the components that they get."""
+    for format_ in dict.fromkeys(chosen for chosen, _ in wanted.values()):
+        of_format = [name for name, (chosen, _) in wanted.items() if chosen == format_]
+        yield from exporters.exporter_of(format_).notes(of_format, options[format_])
+
+
+def _check_calibrated(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) -> None:
+    """Raises UsageError where recorded turns would decide nothing of an export."""
+    schemes = {
+        name: exporters.exporter_of(format_).schemes_for(name, precision, options[format_])
+        for name, (format_, precision) in wanted.items()
+    }
+    if not _decided(schemes):
+        format_, precision = wanted["llm"]
+        hint = "; for GGUF give --imatrix instead" if format_ == "gguf" else ""
+        raise UsageError(
+            f"calibrating would change nothing: llm {format_}:{precision} has no integer codes in blocks, and no "
+            "component rounds its inputs by ranges that are measured. It is for int4 and int8 of onnx and openvino, "
+            f"and for all but fp32, fp16 and bf16 of tensorrt{hint}"
+        )
+
+
+def _uses_of_turns(components: Mapping[str, Component]) -> list[str]:
+    return _decided({name: exporters.exporter_of(c.format).stored_schemes(c) for name, c in components.items()})
+
+
+def _decided(schemes: Mapping[str, Mapping[str, Scheme]]) -> list[str]:
+    """What recorded turns decide of components whose tensors are stored so: codes, ranges."""
+    codes = any(has_codes_by_block(s) for group, s in schemes["llm"].items() if group.startswith(("body.", "tts.")))
+    ranges = any(is_static(s) for of_component in schemes.values() for s in of_component.values())
+    return [use for use, used in (("gptq", codes), ("input ranges", ranges)) if used]
+
+
+def _turns(model: OmniModel, data: CalibrationData | None, threads: int | None, progress: Say) -> Turns | None:
+    if data is None:
+        return None
+    from .model.fake_quant import computing_with
+
+    with computing_with(threads):
+        return recorded(model, data, progress)
 
 
 def _exported(
@@ -166,13 +224,15 @@ def _words(
     return measured
 
 
-def _manifest(model: OmniModel, components: dict[str, Component], stage: Path, command: str) -> Manifest:
+def _manifest(
+    model: OmniModel, components: dict[str, Component], stage: Path, asked: Mapping[str, str | int]
+) -> Manifest:
     tokenizer = None
     if model.tokenizer_json is not None:
         path = stage / TOKENIZER
         path.write_text(model.tokenizer_json, encoding="utf-8")
         tokenizer = describe_files(stage, [path])[0]
-    provenance = {**model.provenance, "tools": _versions(), "command": command}
+    provenance = {**model.provenance, "tools": _versions(), **asked}
     if provenance.get("weights") == "trained" and (fresh := _untouched(model)):
         provenance |= {"weights": "random", "random_because": f"{fresh}: every norm is still as initialised"}
     return Manifest(model.spec, components, tokenizer, provenance, dict(model.licences), gate={})
@@ -191,12 +251,16 @@ def _untouched(model: OmniModel) -> str:
     return ""
 
 
-def _command(wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any]) -> str:
+def _command(
+    wanted: Mapping[str, tuple[str, str]], options: Mapping[str, Any], calibrate: CalibrationData | None
+) -> str:
     """The command line that makes this bundle again, without this machine's paths; options have their own names."""
     words = ["edgeomni export CHECKPOINT -o BUNDLE", *(f"--{name} {':'.join(w)}" for name, w in wanted.items())]
     for own in (options[format_] for format_ in dict.fromkeys(w[0] for w in wanted.values())):
         given = [field for field in fields(own) if getattr(own, field.name) != field.default]
         words += [f"--{field.name}{_value(field, own)}" for field in given]
+    if calibrate is not None:
+        words += ["--calibrate DATA", f"--calibrate-limit {calibrate.limit}"]
     return " ".join(words)
 
 

@@ -121,8 +121,13 @@ def price(component: str, wanted: str, instead: str, known: Iterable[Run]) -> st
     return f"{UNIT[component]} then takes {after:.1f} ms" if after is not None else ""
 
 
+def folder() -> Path:
+    """Where profiles are kept."""
+    return user_cache() / "profiles"
+
+
 def _folder(bundle: str) -> Path:
-    return user_cache() / "profiles" / bundle[:32]
+    return folder() / bundle[:32]
 
 
 def _read(path: Path) -> Run | None:

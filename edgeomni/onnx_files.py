@@ -1,4 +1,4 @@
-"""Which other files an ONNX file reads, found without the onnx package, which a device does not have.
+"""Which other files an ONNX file reads, and its operators' version, without the package onnx, which a device lacks.
 
 ONNX is protobuf: a message is a row of fields, each a key (field number and wire type) and a value. Only the fields
 that lead to a tensor's external data are followed (onnx.proto3 of ONNX 1.23); all others are stepped over.
@@ -26,6 +26,13 @@ _NESTED = {
 _KEY, _VALUE = 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
+_OPSET, _DOMAIN, _VERSION = 8, 1, 2
+"""Fields of the model and of an entry of its opsets."""
+
+OLD_OPSET, NEW_OPSET_NEEDS = 23, (1, 25)
+"""The newest opset of which every ONNX Runtime that EdgeOmni takes has all operators, and the first ONNX Runtime that
+has those of opset 24 which the portable flavour and TensorRT's graphs use."""
+
 Span = tuple[int, int]
 
 
@@ -38,6 +45,34 @@ def external_files(path: Path) -> set[str]:
             return set(_locations(data))
         except (IndexError, ValueError) as exc:
             raise BundleError(f"{path}: is no ONNX file ({exc}); export the checkpoint again") from exc
+
+
+def opset(path: Path) -> int:
+    """The version of ONNX's own operators that a graph is written in; 0 where the file does not say, or is no graph."""
+    try:
+        with path.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            spans = [span for number, span in _fields(data, (0, len(data))) if number == _OPSET]
+            return max((_version(data, span) for span in spans), default=0)
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _version(data: mmap.mmap, span: Span) -> int:
+    """Of an entry of the model's opsets; 0 for those of another domain than ONNX's own."""
+    at, end = span
+    version = 0
+    while at < end:
+        key, at = _varint(data, at)
+        value, at = _varint(data, at)
+        if key == _DOMAIN << 3 | _BYTES:
+            if data[at : at + value] not in (b"", b"ai.onnx"):
+                return 0
+            at += value
+        elif key == _VERSION << 3 | _VARINT:
+            version = value
+        else:
+            raise ValueError("an opset of neither domain nor version")
+    return version
 
 
 def _locations(data: mmap.mmap) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .engines import ENGINES
-from .errors import EngineError
+from .errors import EngineUnavailable
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -32,8 +32,8 @@ try:
     with _without_telemetry():
         import openvino as ov
 except ImportError as exc:
-    raise EngineError(
-        f"the openvino engine is not installed or cannot be loaded ({exc}); {ENGINES['openvino'].install}"
+    raise EngineUnavailable(
+        "package", f"the openvino engine is not installed or cannot be loaded ({exc}); {ENGINES['openvino'].install}"
     ) from exc
 
 __all__ = ["ov"]

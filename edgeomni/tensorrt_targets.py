@@ -46,8 +46,9 @@ TARGETS = {
         Target("sm_121", "DGX Spark", rtx=True),
     )
 }
-_OLDEST = {"int4": 80, "fp8": 89, "bf16": 80, "nvfp4": 100}
-"""Precision -> the first compute capability that computes it; TensorRT-RTX refuses INT4 weights for 7.5."""
+_OLDEST = {"fp32": 80, "int4": 80, "fp8": 89, "bf16": 80, "nvfp4": 100}
+"""Precision -> the first compute capability that computes it. For 7.5 TensorRT-RTX refuses INT4 weights and products of
+float32."""
 
 
 def parse_targets(text: str) -> tuple[str, ...]:
@@ -67,7 +68,9 @@ def check_precision(precision: str, targets: Iterable[str]) -> None:
     """Raises UsageError where one of the targets does not compute `precision`."""
     oldest = _OLDEST.get(precision, 0)
     if unable := [name for name in targets if TARGETS[name].number < oldest]:
-        others = "int8 or fp16" if precision == "int4" else "int4, int8 or fp16"
+        number = TARGETS[unable[0]].number
+        offered = ("fp16",) if precision == "fp32" else ("int4", "int8", "fp16")
+        others = " or ".join(p for p in offered if _OLDEST.get(p, 0) <= number)
         raise UsageError(
             f"{unable[0]} ({TARGETS[unable[0]].examples}) does not compute {precision}, which begins with "
             f"sm_{oldest}; use {others} for it, or leave that target out"

@@ -2,14 +2,17 @@
 
 `Exporter` is what export.py and the gate use, so that they need not know which format it is. A format's folder offers:
 
-    __init__.py      PRECISIONS, Options, schemes_for, write; importing it imports neither torch nor a format's library
+    __init__.py      PRECISIONS, Options, schemes_for; importing it imports neither torch nor a format's library. Where
+                     there is something to say of an export, notes; where files are not all written by
+    encoder.py, llm.py, codec.py
+                     export(model, directory, root, precision, options), write
     reread.py        altered
     imitation.py     as_exported, rounds_inputs and, where its codecs need it, codec_as_exported
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -69,8 +72,13 @@ class Exporter:
         self.schemes_for(component, precision, options)  # refuses a name before a directory of that name is made
         directory = out / component
         directory.mkdir(parents=True, exist_ok=True)
-        written = self._module().write(model, component, directory, out, precision, options, progress)
-        return cast(Component, written)
+        write = getattr(self._module(), "write", self._write)
+        return cast(Component, write(model, component, directory, out, precision, options, progress))
+
+    def notes(self, components: Sequence[str], options: Any) -> list[str]:
+        """What is to be said once about an export of `components` in this format; mostly nothing."""
+        own = getattr(self._module(), "notes", None)
+        return [] if own is None else cast(list[str], own(components, options))
 
     def altered(self, model: OmniModel, component: Component, root: Path) -> list[str]:
         """Names of the component's stored tensors under `root` that are not what `model`'s weights give."""
@@ -100,6 +108,12 @@ class Exporter:
         """Tensor group, or single parameter -> scheme, as the manifest states them."""
         self._module()  # makes the format's own kinds known
         return stored.schemes(component)
+
+    def _write(
+        self, model: Any, component: str, directory: Path, root: Path, precision: str, options: Any, progress: Any
+    ) -> Any:
+        """By the builder of its kind, which tells no steps."""
+        return self._module(component).export(model, directory, root, precision, options)
 
     def _module(self, name: str = "") -> Any:
         return import_module(f".{self.format}.{name}".rstrip("."), __name__)

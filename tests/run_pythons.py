@@ -1,11 +1,12 @@
 """Installs EdgeOmni as a device would, without torch, on every Python that this machine has, and tests it there.
 
-python tests/run_pythons.py --work DIR [--python PATH ...]
+python tests/run_pythons.py --work DIR [--python PATH ...] [--only test_device.py ...]
 
 Each Python gets an environment of its own in DIR, with EdgeOmni built from this checkout's source distribution, its
 dependencies from the package index, and pytest; the tests are those of the unpacked source distribution. The bundles
-that they answer from are exported once, by the Python that runs this script. The last line is one JSON object. Exits
-with 1 if a test failed on any Python, or if there was none to test.
+that they answer from are exported once, by the Python that runs this script. OpenVINO, where it has a wheel for that
+Python, is added afterwards, and the device's answers are tested again. The last line is one JSON object. Exits with 1
+if a test failed on any Python, or if there was none to test.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ MODULES = (
     "test_loop.py",
     "test_loop_choices.py",
     "test_new_directory.py",
+    "test_onnxruntime_providers.py",
     "test_outputs.py",
     "test_packaging.py",
     "test_prefill.py",
@@ -54,6 +56,7 @@ MODULES = (
     "test_prompts.py",
     "test_question.py",
     "test_renames.py",
+    "test_runtime_common.py",
     "test_sampling.py",
     "test_shipped.py",
     "test_sound_writer.py",
@@ -107,8 +110,8 @@ def export_bundles(folder: Path) -> Path:
     from test_device import EXPORTED
 
     for layout in sorted(path.parent for path in (ROOT / "tests" / "golden").glob("*/golden.npz")):
-        for precision in EXPORTED:
-            export_bundle(layout, folder / f"{layout.name}-{precision}", precision=precision, force=True)
+        for name, how in EXPORTED.items():
+            export_bundle(layout, folder / f"{layout.name}-{name}", **how, force=True)
     return folder
 
 
@@ -131,20 +134,29 @@ def installed(python: str, folder: Path, source: Path) -> Path:
     return programs
 
 
-def tested(programs: Path, source: Path, bundles: Path) -> bool:
+def tested(programs: Path, source: Path, bundles: Path, modules: Sequence[str] = MODULES) -> bool:
     """Runs the tests that lie in `source` on the installed package: pytest, unlike python -m pytest, does not add the
     current folder to what can be imported."""
-    command = [str(programs / "pytest"), "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in MODULES)]
+    command = [str(programs / "pytest"), "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in modules)]
     command += [f"--deselect=tests/{name}" for name in NEED_MORE]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"EDGEOMNI_DEVICE_BUNDLES": str(bundles), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=source, env=environment, check=False).returncode == 0
 
 
+def with_openvino(programs: Path, source: Path, bundles: Path) -> bool | None:
+    """Whether the device also answers with OpenVINO installed; None where no wheel of it is for this Python."""
+    install = [str(programs / "python"), "-m", "pip", "install", "-q", "--only-binary=:all:", "openvino>=2025.3"]
+    if subprocess.run(install, check=False).returncode != 0:
+        return None
+    return tested(programs, source, bundles, ["test_device.py"])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="Folder for environments and bundles.")
     parser.add_argument("--python", action="append", default=[], help="Test this interpreter instead.")
+    parser.add_argument("--only", nargs="*", metavar="MODULE", help="These test modules instead of all.")
     args = parser.parse_args(argv)
     work = args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -155,9 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"== Python {version}: {python}", flush=True)
         programs = installed(python, work / f"venv-{version}", source)
         versions = json.loads(subprocess.check_output([str(programs / "python"), "-c", REPORT], text=True))
-        results[version] = {"passed": tested(programs, source, bundles), **versions}
+        results[version] = {"passed": tested(programs, source, bundles, args.only or MODULES), **versions}
+        results[version]["openvino"] = with_openvino(programs, source, bundles)
     print(json.dumps(results))
-    return int(not results or not all(r["passed"] for r in results.values()))
+    return int(not results or not all(r["passed"] and r["openvino"] is not False for r in results.values()))
 
 
 if __name__ == "__main__":

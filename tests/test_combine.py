@@ -19,7 +19,7 @@ from edgeomni.bundle import write_manifest
 from edgeomni.cli import main
 from edgeomni.combine import combine
 from edgeomni.engines import COMPONENTS
-from edgeomni.errors import BundleError, UsageError
+from edgeomni.errors import BundleError, EdgeOmniError, UsageError
 from edgeomni.profiling import compare, measure
 from edgeomni.runtimes import choice
 
@@ -149,6 +149,39 @@ def test_what_does_not_belong_together_is_refused(made: dict[str, Bundle], tmp_p
     assert not out.exists()
 
 
+def test_a_combined_bundle_takes_more_beside_what_it_has(made: dict[str, Bundle], tmp_path: Path) -> None:
+    """Each addition gets a folder of its own, with the next number, whatever the order of names."""
+    for at in ("2", "10"):
+        named = [replace(part, format=f"made{at}") for part in made["onnx"].manifest.components.values()]
+        shutil.copytree(made["onnx"].path, tmp_path / at)
+        manifest = replace(made["onnx"].manifest, components={c.name: c for c in named}, gate={"made": at})
+        write_manifest(tmp_path / at, manifest)
+    twice = combine([made["both"].path, tmp_path / "2"], tmp_path / "twice")
+    again = combine([twice.path, tmp_path / "10"], tmp_path / "again")
+    folders = [{e.path.split("/")[1] for e in part.files} for part in again.manifest.alternatives["llm"]]
+    assert folders == [{"1"}, {"2"}, {"3"}]
+    gates = again.manifest.gate["alternatives"]
+    assert {number: gate["made"] for number, gate in gates.items()} == {"1": "gguf", "2": "2", "3": "10"}
+    assert Bundle.open(again.path, hashes=True).digest == again.digest
+
+
+def test_what_was_not_copied_as_it_is_gets_no_name(
+    made: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that loses the end of a file: the copies are compared with their hashes before the bundle has its name."""
+    whole = shutil.copyfile
+
+    def cut(source: Path, target: Path) -> None:
+        whole(source, target)
+        if target.suffix == ".gguf":
+            target.write_bytes(target.read_bytes()[:-1])
+
+    monkeypatch.setattr(shutil, "copyfile", cut)
+    with pytest.raises(BundleError, match="gguf"):
+        combine([made["onnx"].path, made["gguf"].path], tmp_path / "both")
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "cache"])
+
+
 def test_force_replaces_a_bundle_and_nothing_else(made: dict[str, Bundle], tmp_path: Path) -> None:
     sources, out = [made["onnx"].path, made["gguf"].path], tmp_path / "out"
     combine(sources, out)
@@ -170,6 +203,29 @@ def test_the_command_tells_what_it_put_together(made: dict[str, Bundle], tmp_pat
 
 
 # --- the profile that compares
+
+
+def test_a_step_down_in_the_measuring_process_is_told_once(
+    made: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """llama.cpp comes first in the bundle and has lost its libraries; and what was measured cannot be kept."""
+    bundle = combine([made["gguf"].path, made["onnx"].path], tmp_path / "gguf-first")
+    (tmp_path / "path" / "llama_cpp").mkdir(parents=True)
+    (tmp_path / "path" / "llama_cpp" / "__init__.py").write_text("")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    monkeypatch.setattr(measure, "_told", set())
+    brief = measure.Job(str(bundle.path), seconds=0.5, turns=1, warmup=0, threads=1, forced_frames=2, overlap="off")
+    for _ in range(2):
+        result = measure.measure_apart(brief)
+        assert result["engines"]["llm"] == "onnxruntime on cpu (onnx:fp32)" and "warnings" not in result
+    told = [r.getMessage() for r in caplog.records]
+    (step,) = (text for text in told if "llama.cpp on cpu cannot be used" in text)
+    assert "install llama-cpp-python again" in step and "not measured yet" in step
+    assert len([text for text in told if "cannot be kept in" in text and str(tmp_path / "file") in text]) == 1
+    with pytest.raises(EdgeOmniError, match="--strict allows no step down"):
+        measure.measure_apart(replace(brief, strict=True))
 
 
 def test_every_set_is_measured_and_auto_takes_the_fastest(made: dict[str, Bundle]) -> None:

@@ -87,7 +87,7 @@ def test_doctor_tells_what_works_what_does_not_and_what_is_untested(monkeypatch:
 
 def test_two_packages_of_one_engine_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "usable", lambda engines: {})
-    monkeypatch.setattr(doctor, "_version", lambda names: "1.0")
+    monkeypatch.setattr(doctor, "installed_version", lambda names: "1.0")
     shown = CliRunner().invoke(main, ["doctor"]).output
     assert "note: onnxruntime and onnxruntime-gpu are both installed and write the same folder" in shown
 
@@ -95,7 +95,7 @@ def test_two_packages_of_one_engine_are_warned_of(monkeypatch: pytest.MonkeyPatc
 def test_a_gpu_is_found_by_what_its_driver_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgeomni import hardware
 
-    monkeypatch.setattr(hardware, "_NVIDIA", (str(tmp_path / "nvidiactl"),))
+    monkeypatch.setattr(hardware, "_NVIDIA", (str(tmp_path / "nvgpu"), str(tmp_path / "nvidiactl")))
     assert not hardware.has_nvidia_gpu()
     (tmp_path / "nvidiactl").touch()
     assert hardware.has_nvidia_gpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,24 @@ def test_cpuinfo_is_read_on_both_families(monkeypatch: pytest.MonkeyPatch) -> No
     assert detect().isa == ("neon", "dotprod")
     monkeypatch.setattr(hardware, "_cpuinfo", lambda: {})
     assert detect().isa == () and detect().cpu == (platform.processor() or platform.machine())
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system ties no process to CPUs")
+def test_cores_are_those_that_this_process_may_use() -> None:
+    mine = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(mine)})
+        assert hardware.cores() == 1
+    finally:
+        os.sched_setaffinity(0, mine)
+    assert hardware.cores() == len(mine)
+
+
+def test_the_first_processor_of_the_list_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large and small cores differ; ARM's list ends with a block about the whole machine."""
+    text = "processor: 0\nmodel name: Large\nFeatures: asimd asimddp\n\nmodel name: Small\nFeatures: sve\n"
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(hardware, "Path", lambda name: tmp_path / Path(name).name)
+    assert hardware.cpu_name() == "Large" and hardware.detect().isa == ("neon", "dotprod")
+    (tmp_path / "cpuinfo").unlink()
+    assert hardware.cpu_name()

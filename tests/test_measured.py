@@ -94,3 +94,21 @@ def test_the_price_is_the_difference_of_the_best_times() -> None:
     assert measured.price("llm", "never", WAYS["llm"], known) == "a frame then takes 10.0 ms"
     assert measured.price("codec", OTHER["codec"], WAYS["codec"], known) == ""
     assert measured.price("llm", WAYS["llm"], "never", known) == ""
+
+
+def test_an_answer_without_sound_is_weighed_by_its_frames_and_the_limit_of_keeping_up_is_one() -> None:
+    """Just as long as its own sound is not in time."""
+    assert run(rtf=1.0, ttfa=0.1).cost > run(rtf=0.99, ttfa=9.0).cost
+    for silent in (run(ttfa=None), run(rtf=None), run(ttfa=None, rtf=None)):
+        assert silent.cost == (False, 10.0) and silent.words == "10.0 ms per frame"
+    assert run().words == "first audio after 1.00 s, RTF 0.50"
+
+
+def test_a_file_that_is_too_large_is_not_read(folder: Path) -> None:
+    path = measured.remember(run())
+    assert path
+    text = path.read_text()
+    path.write_text(text + " " * (measured.MOST_BYTES - len(text)))
+    assert measured.runs(run().bundle) == [run()]
+    path.write_text(text + " " * (measured.MOST_BYTES + 1 - len(text)))
+    assert measured.runs(run().bundle) == []

@@ -105,3 +105,20 @@ def test_it_ends_with_the_same_codes(
     done = optimum_cli(installed, *given)
     assert done.returncode == code and said in done.stderr, done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_help_repeats_what_click_says_of_each_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words, its placeholder, and its default where click shows that."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    parser = ArgumentParser()
+    EdgeOmniExportCommand.parse_args(parser)
+    said = " ".join(parser.format_help().split()) + " -"
+    options = [p for p in export_.params if isinstance(p, click.Option) and p.name not in ("output", "help")]
+    assert len(options) > 10
+    for option in options:
+        placeholder = " " + (option.metavar or (option.name or "").upper())
+        if isinstance(option.type, click.Choice):
+            placeholder = f" {{{','.join(option.type.choices)}}}"
+        shown = option.show_default and not option.is_flag and option.default is not None
+        words = f"{option.help}{f' [default: {option.default}]' if shown else ''}"
+        assert option.help and f"{option.opts[0]}{'' if option.is_flag else placeholder} {words} -" in said

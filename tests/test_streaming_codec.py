@@ -100,6 +100,17 @@ def test_without_a_lag_the_end_has_nothing_to_bring() -> None:
     assert [len(p) for p in decoded(codec, random_codes(2), [2, 0])] == [16, 0] and codec.frames == [2]
 
 
+def test_a_block_that_is_far_behind_asks_for_no_noise_at_first() -> None:
+    """It stays 5 latents behind: two pushes of 2 latents reach nothing of it, and the end brings all."""
+    codec = Toy()
+    codec.timing = Timing(1, 1, 5, ((1, 5), (4, 0)))
+    decoded(codec, random_codes(4), [1, 1, 1, 1], seed=3)
+    assert [len(values) for values in codec.noise[0]] == [0, 0, 1, 7]
+    assert [len(values) for values in codec.noise[1]] == [8, 8, 8, 8]
+    whole = np.concatenate(codec.noise[0])
+    np.testing.assert_array_equal(whole, noise_generator(3, 0).standard_normal(8, np.float32))
+
+
 def test_an_answer_of_no_frames_is_empty() -> None:
     codec = Toy()
     (wave,) = decoded(codec, random_codes(0), [0])

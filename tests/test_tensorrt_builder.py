@@ -223,6 +223,22 @@ def test_a_precision_is_checked_against_each_target() -> None:
         check_precision("int4", ("sm_89", "sm_75"))
 
 
+@pytest.mark.parametrize(
+    ("precision", "unable", "able", "others"),
+    [
+        ("fp32", "sm_75", "sm_80", "fp16"),
+        ("bf16", "sm_75", "sm_80", "int8 or fp16"),
+        ("fp8", "sm_87", "sm_89", "int4 or int8 or fp16"),
+        ("nvfp4", "sm_90", "sm_110", "int4 or int8 or fp16"),
+    ],
+)
+def test_each_precision_has_an_oldest_gpu(precision: str, unable: str, able: str, others: str) -> None:
+    check_precision(precision, (able, "sm_121"))
+    check_precision("int8", (unable, able))
+    with pytest.raises(UsageError, match=rf"{unable} .* {precision}, which begins with .*; use {others} for it"):
+        check_precision(precision, (unable, able))
+
+
 @needs_rtx
 def test_the_table_of_targets_is_what_tensorrt_rtx_knows() -> None:
     """Asked in a child: TensorRT is not imported into the tests' process."""

@@ -105,13 +105,32 @@ def test_a_manifest_with_another_meta_is_refused(change: Any, message: str, bund
         Bundle.open(copy)
 
 
-def test_a_target_that_is_not_built_here_is_said(
-    tiny_model: OmniModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_target_that_is_not_built_here_is_said_once(
+    tiny_model: OmniModel, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with caplog.at_level(logging.WARNING, "edgeomni"):
-        options = options_of("tensorrt", {"target": "sm_87,sm_90"})
-        component = exporter_of("tensorrt").export(tiny_model, "encoder", tmp_path, "fp16", options)
-    assert "sm_87 (Jetson Orin), sm_90 (H100, H200)" in caplog.text and "first run there builds" in caplog.text
+    def stop(*_: Any) -> None:
+        raise ExportError("enough")
+
+    monkeypatch.setattr("edgeomni.export._manifest", stop)
+    formats = {"encoder": "tensorrt", "llm": "onnx:fp32", "codec": "tensorrt"}
+    own = {"tensorrt": {"target": "sm_87,sm_90"}}
+    with caplog.at_level(logging.WARNING, "edgeomni"), pytest.raises(ExportError, match="enough"):
+        export_bundle(tiny_model, tmp_path / "b", precision="fp16", formats=formats, options=own)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "sm_87 (Jetson Orin), sm_90 (H100, H200)" in said[0]
+    assert "of encoder, codec the bundle" in said[0] and "first run there builds" in said[0]
+
+
+def test_nothing_is_said_of_targets_that_are_built_here() -> None:
+    exporter = exporter_of("tensorrt")
+    assert exporter.notes(["llm"], options_of("tensorrt", {"target": "sm_89,sm_120"})) == []
+    assert exporter.notes(["llm"], options_of("tensorrt", {})) == []
+    assert len(exporter.notes(["llm"], options_of("tensorrt", {"target": "sm_87,sm_120"}))) == 1
+
+
+def test_targets_that_are_not_built_here_get_a_recipe_alone(tiny_model: OmniModel, tmp_path: Path) -> None:
+    options = options_of("tensorrt", {"target": "sm_87,sm_90"})
+    component = exporter_of("tensorrt").export(tiny_model, "encoder", tmp_path, "fp16", options)
     assert component.meta["engines"] == [] and component.meta["targets"] == ["sm_87", "sm_90"]
 
 
@@ -135,8 +154,15 @@ def test_a_failed_build_leaves_no_bundle(
         ("int4", {"target": "sm_99"}, "unknown target 'sm_99'; known are sm_75"),
         ("int4", {"block": 48}, "block 48 is not offered"),
         ("int4", {"cache": 8}, "cache of 8 frames is not offered"),
-        ("fp8", {}, "fp8 is not offered for TensorRT yet"),
-        ("nvfp4", {"target": "sm_89"}, "nvfp4 is not offered"),
+        (
+            "fp8",
+            {"target": "sm_86,sm_89"},
+            "sm_86 .* does not compute fp8, which begins with sm_89; use int4 or int8 or fp16",
+        ),
+        ("fp8", {"target": "sm_87"}, r"sm_87 \(Jetson Orin\) does not compute fp8"),
+        ("nvfp4", {"target": "sm_89"}, "sm_89 .* does not compute (fp8|nvfp4)"),
+        ("fp32", {"target": "sm_75,sm_80"}, "sm_75 .* does not compute fp32, which begins with sm_80; use fp16 for"),
+        ("bf16", {"target": "sm_75"}, "sm_75 .* does not compute bf16, which begins with sm_80; use int8 or fp16 for"),
         ("q8_0", {}, "unknown TensorRT precision 'q8_0'"),
     ],
 )

@@ -138,13 +138,20 @@ def test_refusals(llm: Any, tiny_model: OmniModel) -> None:
 def test_a_closed_one_says_so(here: Machine, tiny: Bundle, tiny_model: OmniModel) -> None:
     ids, mel = random_ids(tiny_model, 2), np.zeros((tiny_model.spec.front_end.n_mels, 4), np.float32)
     parts = {name: here.open(tiny, name) for name in COMPONENTS}
-    state, stream = parts["llm"].start(1, 4), parts["codec"].open()
+    llm = parts["llm"]
+    state, stream = llm.start(2, 4), parts["codec"].open()
+    hidden = llm.forward(random_ids(tiny_model, 1), (), state)
     codes = [np.zeros(4 * n, np.int64) for n in tiny_model.spec.codec.ids_per_level]
     for part in parts.values():
         part.close(), part.close()
     calls: list[Callable[[], object]] = [
-        lambda: parts["llm"].start(1, 4),
-        lambda: parts["llm"].forward(ids, (), state),
+        lambda: llm.start(1, 4),
+        lambda: llm.forward(ids, (), state),
+        lambda: llm.text_logits(hidden, 0),
+        lambda: llm.audio_logits(hidden, 0),
+        lambda: llm.frame_ids(hidden, 0, 0, np.zeros(7), GREEDY),
+        lambda: llm.frame_ids(hidden, 0, 0, np.zeros(7), Sampling()),
+        lambda: llm.fork(state),
         lambda: parts["encoder"].encode(mel),
         lambda: parts["codec"].decode(codes, stream, False),
     ]

@@ -13,6 +13,7 @@ import pytest
 import tensorrt_recorder
 from cuda_recorder import ProtocolError, Recorder
 from tensorrt_building import engine_bytes
+from tensorrt_context import Context
 from tensorrt_recorder import TensorRT
 
 from edgeomni.errors import EngineUnavailable
@@ -67,7 +68,7 @@ def test_the_recorder_refuses_what_cuda_forbids(raw: Recorder) -> None:
 
 
 def test_recorded_work_is_done_when_the_stream_is_waited_for(raw: Recorder) -> None:
-    """A result read too early is not there yet, and what a waiting copy reads is what lies there in the end."""
+    """A result read too early is not there yet, and what a waiting copy reads must stay as it is."""
     _, stream = raw.cudaStreamCreateWithFlags(1)
     (_, a), (_, b), (_, there) = raw.cudaHostAlloc(8, 0), raw.cudaHostAlloc(8, 0), raw.cudaMalloc(8)
     source, target = (raw.span(x, 8, "pinned", "test") for x in (a, b))
@@ -75,9 +76,15 @@ def test_recorded_work_is_done_when_the_stream_is_waited_for(raw: Recorder) -> N
     raw.cudaMemcpyAsync(there, a, 8, raw.cudaMemcpyKind.cudaMemcpyHostToDevice, stream)
     raw.cudaMemcpyAsync(b, there, 8, raw.cudaMemcpyKind.cudaMemcpyDeviceToHost, stream)
     assert (target == 0xFF).all()
-    source[:] = 2
     raw.cudaStreamSynchronize(stream)
-    assert (target == 2).all()
+    assert (target == 1).all()
+    raw.cudaMemcpyAsync(b, there, 8, raw.cudaMemcpyKind.cudaMemcpyDeviceToHost, stream)
+    assert (target == 0xFF).all(), "nothing that was there before may be relied on"
+    raw.cudaStreamSynchronize(stream)
+    raw.cudaMemcpyAsync(there, a, 8, raw.cudaMemcpyKind.cudaMemcpyHostToDevice, stream)
+    source[:] = 2
+    with pytest.raises(ProtocolError, match="written to what a waiting copy reads"):
+        raw.cudaStreamSynchronize(stream)
 
 
 def doubled(folder: Path) -> Path:
@@ -100,6 +107,7 @@ class Logger:
 
 def test_engines_that_are_cut_or_foreign_are_refused(raw: Recorder, tmp_path: Path) -> None:
     module = TensorRT(raw).module()
+    raw.cudaSetDevice(0)
     logger = Logger(module)
     runtime = module.Runtime(logger.real)
     good = engine_bytes(doubled(tmp_path), [{"x": [[1], [4], [8]]}])
@@ -116,7 +124,11 @@ def test_engines_that_are_cut_or_foreign_are_refused(raw: Recorder, tmp_path: Pa
 def test_an_engine_computes_when_its_stream_is_waited_for_and_not_otherwise(raw: Recorder, tmp_path: Path) -> None:
     module = TensorRT(raw).module()
     profiles = [{"x": [[1], [4], [8]]}]
-    engine = module.Runtime(module.ILogger()).deserialize_cuda_engine(engine_bytes(doubled(tmp_path), profiles))
+    data = engine_bytes(doubled(tmp_path), profiles)
+    with pytest.raises(ProtocolError, match="whose current device is not set"):
+        module.Runtime(module.ILogger()).deserialize_cuda_engine(data)
+    raw.cudaSetDevice(0)
+    engine = module.Runtime(module.ILogger()).deserialize_cuda_engine(data)
     context = engine.create_execution_context(module.ExecutionContextAllocationStrategy.USER_MANAGED)
     _, stream = raw.cudaStreamCreateWithFlags(1)
     (_, x), (_, y), (_, scratch) = raw.cudaMalloc(16), raw.cudaMalloc(16), raw.cudaMalloc(4096)
@@ -138,6 +150,11 @@ def test_an_engine_computes_when_its_stream_is_waited_for_and_not_otherwise(raw:
     with pytest.raises(ProtocolError, match="before a first run"):
         context.execute_async_v3(int(stream))
     raw.cudaStreamEndCapture(stream)
+    assert not context.set_optimization_profile_async(1, int(stream)), "there is but one"
+    assert context.set_optimization_profile_async(0, int(stream))
+    with pytest.raises(ProtocolError, match="shape of x is not set"):
+        context.execute_async_v3(int(stream))
+    context.set_input_shape("x", (4,))
     assert context.execute_async_v3(int(stream))
     assert np.isnan(raw.span(y, 16, "device", "test").view(np.float32)).all(), "it has not run yet"
     raw.cudaStreamSynchronize(stream)
@@ -145,6 +162,58 @@ def test_an_engine_computes_when_its_stream_is_waited_for_and_not_otherwise(raw:
     context.set_input_shape("x", (8,))
     with pytest.raises(ProtocolError, match="leave an allocation of 16"):
         context.execute_async_v3(int(stream))
+    context.set_input_shape("x", (4,))
+    raw.cudaStreamBeginCapture(stream, raw.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+    changes: list[Callable[[], object]] = [
+        lambda: context.set_input_shape("x", (4,)),
+        lambda: context.set_tensor_address("x", x),
+        lambda: context.set_device_memory(scratch, 4096),
+        lambda: context.set_optimization_profile_async(0, int(stream)),
+    ]
+    for change in changes:
+        with pytest.raises(ProtocolError, match="while a stream is captured"):
+            change()
+    assert context.execute_async_v3(int(stream))
+    _, graph = raw.cudaStreamEndCapture(stream)
+    for change in changes:
+        with pytest.raises(ProtocolError, match="that a captured graph runs"):
+            change()
+    raw.cudaGraphDestroy(graph)
+
+
+def test_a_profile_that_is_being_switched_is_waited_for_before_a_capture(raw: Recorder, tmp_path: Path) -> None:
+    module = TensorRT(raw).module()
+    raw.cudaSetDevice(0)
+    data = engine_bytes(doubled(tmp_path), [{"x": [[1], [4], [8]]}] * 2)
+    engine = module.Runtime(module.ILogger()).deserialize_cuda_engine(data)
+    context = engine.create_execution_context(module.ExecutionContextAllocationStrategy.USER_MANAGED)
+    _, stream = raw.cudaStreamCreateWithFlags(1)
+    for name in "xy":
+        context.set_tensor_address(name, raw.cudaMalloc(16)[1])
+    context.set_device_memory(raw.cudaMalloc(4096)[1], 4096)
+    context.set_input_shape("x", (4,))
+    context.execute_async_v3(int(stream))
+    raw.cudaStreamSynchronize(stream)
+    context.set_optimization_profile_async(1, int(stream))
+    context.set_input_shape("x", (4,))
+    raw.cudaStreamBeginCapture(stream, raw.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+    with pytest.raises(ProtocolError, match="captured before a first run"):
+        context.execute_async_v3(int(stream))
+
+
+def test_the_device_that_is_current_in_a_thread_is_the_one_that_works(raw: Recorder) -> None:
+    raw.devices = 2
+    assert raw.cudaGetDevice() == (0, 0)
+    raw.cudaSetDevice(1)
+    with pytest.raises(ProtocolError, match="cudaMalloc 8 in a thread whose current device is 1"):
+        raw.cudaMalloc(8)
+    with pytest.raises(ProtocolError, match="there is no device 2"):
+        raw.cudaSetDevice(2)
+    raw.cudaSetDevice(0)
+    raw.failing["cudaMemGetInfo"] = raw.cudaError_t.cudaErrorIllegalAddress
+    raw.cudaMemGetInfo()
+    assert raw.leaks()[-1] == "the error cudaErrorIllegalAddress"
+    assert raw.cudaGetLastError() == (700,) and raw.cudaGetLastError() == (0,)
 
 
 # --- is it like the real ones?
@@ -170,13 +239,13 @@ def test_tensorrt_has_every_class_and_method(raw: Recorder) -> None:
     real = pytest.importorskip("tensorrt_rtx")
     module = TensorRT(raw).module()
     engine = tensorrt_recorder._Engine, "ICudaEngine"
-    context, config = (tensorrt_recorder._Context, "IExecutionContext"), (tensorrt_recorder._Config, "IRuntimeConfig")
+    context, config = (Context, "IExecutionContext"), (tensorrt_recorder._Config, "IRuntimeConfig")
     for ours, theirs in (engine, context, config, (module.Runtime, "Runtime")):
         names = [name for name in vars(ours) if not name.startswith("_") and name not in ("strategy", "cache")]
         assert [name for name in names if not hasattr(getattr(real, theirs), name)] == []
     for name in ("num_io_tensors", "num_optimization_profiles", "device_memory_size_v2"):
         assert hasattr(real.ICudaEngine, name)
-    kinds = ["DataType", "TensorIOMode", "ExecutionContextAllocationStrategy"]
+    kinds = ["DataType", "TensorIOMode", "TensorLocation", "ExecutionContextAllocationStrategy"]
     for kind in (*kinds, "DynamicShapesKernelSpecializationStrategy"):
         assert [m.name for m in getattr(module, kind) if not hasattr(getattr(real, kind), m.name)] == []
     assert [m.name for m in module.ILogger.Severity if not hasattr(real.ILogger.Severity, m.name)] == []

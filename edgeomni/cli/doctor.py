@@ -10,9 +10,10 @@ import click
 from rich.table import Table
 
 from .. import __version__
-from ..engines import CHECKPOINT, ENGINES, Engine, installed_version
+from ..engines import CHECKPOINT, ENGINES, Engine, engines_for, installed_version, release
 from ..hardware import closest_profile, detect, has_nvidia_gpu
 from ..install_hint import install_command, replacing_command
+from ..onnx_files import NEW_OPSET_NEEDS
 from ..printing import say, show
 from .common import console
 from .llama_build import build_line, llama_build
@@ -62,7 +63,7 @@ def doctor_(as_json: bool) -> None:
     cannot = list(reasons(report["engines"], has_nvidia_gpu()))
     for line in (*_missing(report), *(["", *cannot] if cannot else []), "", providers, *build):
         say(out, line)
-    for line in (*_twice(report), *_machine(report["machine"])):
+    for line in (*_twice(report), *_too_old(report), *_machine(report["machine"])):
         say(out, line)
 
 
@@ -131,6 +132,17 @@ def _twice(report: dict[str, Any]) -> Iterator[str]:
                 "last is the one that runs; to change that: "
                 f"{replacing_command(' or '.join(there))}"
             )
+
+
+def _too_old(report: dict[str, Any]) -> Iterator[str]:
+    """A note on an ONNX Runtime that opens some bundles only: the newest one for Python 3.10 is such."""
+    engine = engines_for("onnx", "llm")[0].name
+    version = report["engines"][engine]["version"] or ""
+    if version and release(version) < NEW_OPSET_NEEDS:
+        yield (
+            f"note: {engine} {version} opens neither TensorRT's bundles nor ONNX ones of --flavour portable, which "
+            f"need {'.'.join(map(str, NEW_OPSET_NEEDS))} or newer (and so Python 3.11); all other ONNX bundles it opens"
+        )
 
 
 def _missing(report: dict[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ from .evaluate import recogniser_option, unreadable
 from .init import check_preset, random_source
 
 if TYPE_CHECKING:
+    from ..calibration import CalibrationData
     from ..evaluate.lost import JudgeData
 
 component_options = options(
@@ -23,7 +25,8 @@ component_options = options(
     click.option(
         "--precision",
         metavar="PRECISION",
-        help="Of all components, none below its floor: fp32, fp16, int8, int4, or for GGUF f16, bf16, q8_0, q4_0 ... "
+        help="Of all components, none below its floor: fp32, fp16, int8, int4; for TensorRT also bf16, "
+        "int8w, fp8, nvfp4; for GGUF f16, bf16, q8_0, q4_0 ... "
         "[default: what --profile chooses, else int4; GGUF q4_0].",
     ),
     click.option("--encoder", metavar="FORMAT:PRECISION", help="onnx:int8, for instance."),
@@ -54,6 +57,21 @@ judge_options = options(
     click.option("--judge-limit", type=click.IntRange(1), metavar="N", help="Samples of each task at most."),
     recogniser_option,
 )
+calibrate_options = options(
+    click.option(
+        "--calibrate",
+        metavar="DATA",
+        help="Choose the LLM's integer codes by what it computes on these questions, and measure on them the ranges "
+        "of inputs that TensorRT rounds.",
+    ),
+    click.option("--calibrate-format", metavar="F", help="Its format [default: told by what it is]."),
+    click.option(
+        "--calibrate-limit",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Questions of each task at most [default: 16].",
+    ),
+)
 
 
 @click.command("export")
@@ -63,6 +81,7 @@ judge_options = options(
 @component_options
 @gate_options
 @judge_options
+@calibrate_options
 @click.option("--profile", "profile_name", help="Hardware profile: its precisions, its budget for the size.")
 @force_option
 def export_(checkpoint: str | None, output: str, profile_name: str | None, **how: Any) -> None:
@@ -73,6 +92,7 @@ def export_(checkpoint: str | None, output: str, profile_name: str | None, **how
     edgeomni export ckpt -o bundle --encoder onnx:int8 --llm onnx:int4 --codec onnx:fp32
     edgeomni export --preset tiny --random --seed 0 -o bundle
     edgeomni export ckpt -o bundle --judge test.jsonl --recogniser pocketsphinx
+    edgeomni export ckpt -o bundle --calibrate train.jsonl --judge test.jsonl
     """
     profile = load_profile(profile_name) if profile_name else None
     request = _request(how, profile)
@@ -80,6 +100,7 @@ def export_(checkpoint: str | None, output: str, profile_name: str | None, **how
     from .. import export
 
     request["judge"] = judge = _judge(how)
+    request["calibrate"] = _calibrate(how)
     with export.console_progress(steps=export.STEPS + (export.JUDGE_STEPS if judge else 0)) as progress:
         bundle = export.export_bundle(source, output, **request, progress=progress, on_gate=_show)
     click.echo(f"{output}: {bundle.size / 1e6:.1f} MB, digest {bundle.digest[:12]}")
@@ -128,6 +149,22 @@ def _judge(how: dict[str, Any]) -> JudgeData | None:
     data = read_data(how["judge"], how["judge_format"])
     own = {"recogniser": how["recogniser"], "limit": how["judge_limit"]}
     return JudgeData(data.samples, unreadable=unreadable(data), **own)
+
+
+def _calibrate(how: dict[str, Any]) -> CalibrationData | None:
+    """Raises UsageError for options that need --calibrate and for the test set, DataError for unreadable data."""
+    data = how["calibrate"]
+    if data is None:
+        if given := [name for name in ("calibrate_format", "calibrate_limit") if how[name] is not None]:
+            raise UsageError(f"--{given[0].replace('_', '-')} belongs to --calibrate DATA; give that, or leave it out")
+        return None
+    if how["judge"] is not None and os.path.realpath(data) == os.path.realpath(how["judge"]):
+        raise UsageError(f"--calibrate and --judge name the same data, {data}: an export is judged by other questions")
+    from ..calibration import CalibrationData
+    from ..data.readers import read_data
+
+    limit = {} if how["calibrate_limit"] is None else {"limit": how["calibrate_limit"]}
+    return CalibrationData(read_data(data, how["calibrate_format"]).samples, **limit)
 
 
 def _show(gate: dict[str, Any]) -> None:

@@ -10,7 +10,12 @@ from pathlib import Path
 
 from ..engines import ENGINES
 from ..errors import EngineError
+from ..runtimes.common import trial
 
+NOT_HERE = "cannot be opened here"
+"""How the sentence begins on a graph that needs what this machine lacks."""
+MOST_WORDS = 400
+"""Characters of an engine's message that are repeated."""
 OPENING_S = 600
 """Longest wait for one graph. The largest graphs so far open in ten seconds."""
 
@@ -45,7 +50,8 @@ def _outcome(code: int, said: str) -> str:
     if code < 0:
         return f"ended its process with {_signal_name(-code)}"
     lines = said.strip().splitlines()
-    return f"was refused ({lines[-1][:300] if lines else f'exit code {code}'})"
+    what = NOT_HERE if code == trial.NOT_HERE and lines else "was refused"
+    return f"{what} ({lines[-1][:MOST_WORDS] if lines else f'exit code {code}'})"
 
 
 def _signal_name(number: int) -> str:

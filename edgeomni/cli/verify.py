@@ -12,7 +12,7 @@ from ..bundle import Bundle
 from ..errors import BundleError, GateError
 from .bundles import gate_table
 from .common import console
-from .opening import open_apart
+from .opening import NOT_HERE, open_apart
 from .terminal import visible
 
 
@@ -48,11 +48,19 @@ def _verify(path: str, load: bool, report: dict[str, Any]) -> None:
         report["graphs"] = {}
         for name, fault in _opened(bundle):
             report["graphs"][name] = fault or "opened"
-        if failed := [f"{name} {fault}" for name, fault in report["graphs"].items() if fault != "opened"]:
-            raise BundleError(
-                f"{path}: its files are as recorded, but of its graphs {len(failed)} could not be opened: "
-                f"{'; '.join(failed)}. Do not run this bundle; export the checkpoint again"
-            )
+        if failed := {name: fault for name, fault in report["graphs"].items() if fault != "opened"}:
+            raise BundleError(_not_opened(path, failed))
+
+
+def _not_opened(path: str, failed: dict[str, str]) -> str:
+    """What happened to the graphs that did not open, each reason once, and what to make of it."""
+    graphs: dict[str, list[str]] = {}
+    for name, fault in failed.items():
+        graphs.setdefault(fault, []).append(name)
+    faults = "; ".join(f"{', '.join(names)} {fault}" for fault, names in graphs.items())
+    here = all(fault.startswith(NOT_HERE) for fault in failed.values())
+    advice = "Nothing else is known against them" if here else "Do not run this bundle; export the checkpoint again"
+    return f"{path}: its files are as recorded, but of its graphs {len(failed)} could not be opened: {faults}. {advice}"
 
 
 def _replay(path: str, report: dict[str, Any], quiet: bool) -> None:

@@ -62,11 +62,12 @@ class JudgeData:
                     continue
                 if (self.tasks is None or task in self.tasks) and len(asked := found.setdefault(task, [])) < count:
                     with suppress(EdgeOmniError):
-                        asked.append(_question(sample, task, rate))
+                        asked.append(question_of(sample, task, rate))
         return [question for asked in found.values() for question in asked]
 
 
-def _question(sample: Sample, task: Task, rate: int) -> Question:
+def question_of(sample: Sample, task: Task, rate: int) -> Question:
+    """The sample's question as `task` asks it, its sound at `rate` Hz. Raises AudioError for sound that is none."""
     spoken = task in AUDIO_IN
     return Question(
         task,

@@ -38,7 +38,7 @@ class Side:
 
 
 @dataclass
-class _Logits:
+class Logits:
     """What the heads said along one answer: text up to its end, [V] each, and where it speaks audio, [K, V] each."""
 
     text: list[F32]
@@ -53,14 +53,14 @@ def measure(
     Each side hears a question with its own encoder. The original answers it greedily, and the export is fed the same
     ids. Questions that this checkpoint cannot be asked are left out. Raises GateError where none is left.
     """
-    pairs = list[tuple[_Logits, _Logits]]()
+    pairs = list[tuple[Logits, Logits]]()
     for question in questions:
         try:
             question.check(spec, tokenizer)
-            ids, wanted = _walk(original, spec, tokenizer, question, None)
+            ids, wanted = walk(original, spec, tokenizer, question, None)
         except EdgeOmniError:
             continue
-        pairs.append((wanted, _walk(exported, spec, tokenizer, question, ids)[1]))
+        pairs.append((wanted, walk(exported, spec, tokenizer, question, ids)[1]))
     if not pairs:
         raise GateError("none of the questions that are to judge the export's answers can be asked; give others")
     heads = _heads(pairs)
@@ -71,7 +71,7 @@ def measure(
     return figures, {"questions": len(pairs), "heads": heads}
 
 
-def _heads(pairs: Sequence[tuple[_Logits, _Logits]]) -> dict[str, dict[str, float]]:
+def _heads(pairs: Sequence[tuple[Logits, Logits]]) -> dict[str, dict[str, float]]:
     """Head -> its figures over all answers. Heads that never spoke are left out."""
     found = {
         "text": tuple(np.concatenate([np.stack(side.text) for side in sides]) for sides in zip(*pairs, strict=True))
@@ -83,10 +83,13 @@ def _heads(pairs: Sequence[tuple[_Logits, _Logits]]) -> dict[str, dict[str, floa
     return {name: {"kl": metrics.kl(a, b), "top1": metrics.top1(a, b)} for name, (a, b) in found.items()}
 
 
-def _walk(
+def walk(
     side: Side, spec: OmniSpec, tokenizer: Tokenizer, question: Question, given: Sequence[I32] | None
-) -> tuple[list[I32], _Logits]:
-    """The greedy answer in one row, or where ids are `given` the way along these; ids [K+1] of each frame, logits."""
+) -> tuple[list[I32], Logits]:
+    """The greedy answer in one row, or where ids are `given` the way along these; ids [K+1] of each frame, logits.
+
+    Raises what asking the question raises, for one that this checkpoint cannot be asked.
+    """
     features = question.features(spec, side.encoder, Spans(), Interrupt())
     prompt = question.prompt(spec, tokenizer, 0 if features is None else len(features))
     heard = [] if features is None else [Features(prompt.feature_start, features)]
@@ -107,8 +110,8 @@ def _along(
     state: Any,
     room: int,
     given: Sequence[I32] | None,
-) -> tuple[list[I32], _Logits]:
-    ids, out, ended = list[I32](), _Logits([], []), False
+) -> tuple[list[I32], Logits]:
+    ids, out, ended = list[I32](), Logits([], []), False
     for index in range(room if given is None else len(given)):
         if index:
             frame = ids[-1]
@@ -128,7 +131,7 @@ def _frame(
     hidden: Any,
     ended: bool,
     known: I32 | None,
-    out: _Logits,
+    out: Logits,
 ) -> I32:
     """Notes what the heads say of one frame, and chooses its ids where they are not `known`."""
     layout = spec.layout

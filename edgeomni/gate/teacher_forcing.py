@@ -16,9 +16,10 @@ from ..arrays import F32, I32, I64
 from ..components import CodecDecoder, Encoder, Features, LanguageModel
 from ..generate import next_ids
 from ..prefill import prefill
+from ..probe_sound import probe as probe
 from ..prompts import build
 from ..sampling import Sampler, Sampling, choose_frame
-from ..spec import TASKS, CodecSpec, FrontEndSpec, OmniSpec
+from ..spec import TASKS, CodecSpec, OmniSpec
 from ..tokens import frames_to_codes, undelay
 
 _FRAMES, _FEATURES = 68, 80
@@ -57,18 +58,6 @@ class Logits:
     def heads(self) -> dict[str, F32]:
         """One [N, V] per head."""
         return {"text": self.text, **{f"audio{k}": self.audio[:, k] for k in range(self.audio.shape[1])}}
-
-
-def probe(spec: FrontEndSpec, seconds: float, seed: int) -> F32:
-    """A sound with speech's outline where no recording is at hand: gliding harmonics in syllables, a little noise."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(int(seconds * spec.sample_rate)) / spec.sample_rate
-    pitch = 120 + 40 * np.sin(2 * np.pi * (0.4 + 0.2 * rng.random()) * t)
-    phase = 2 * np.pi * np.cumsum(pitch) / spec.sample_rate
-    voice = sum(np.sin(h * phase + rng.random()) / h for h in range(1, 20))
-    syllables = np.clip(np.sin(2 * np.pi * 2.5 * t + rng.random()), 0, None)
-    out: F32 = (0.15 * voice * syllables + 0.003 * rng.standard_normal(len(t))).astype(np.float32)
-    return out
 
 
 def encoded(encoder: Encoder, mels: Sequence[F32]) -> list[F32]:

@@ -37,13 +37,17 @@ def holding_stored_weights(
 ) -> Iterator[None]:
     """Within the context the "encoder" or "llm" of `model` holds what quantizing by `schemes` leaves of its weights.
 
-    `importance` maps parameters' names to how much errors in their inputs matter (schemes.quantize).
+    `importance` maps parameters' names to how much errors in their inputs matter (schemes.quantize). Where the model
+    has `chosen_codes`, these count.
     """
     with ExitStack() as undo, torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.startswith(PREFIXES[component]):
-                undo.callback(setattr, parameter, "data", parameter.data)
-                parameter.data = _stored_parameter(model, name, parameter.data, schemes, importance or {})
+        ours = [(name, p) for name, p in model.named_parameters() if name.startswith(PREFIXES[component])]
+        # All of them first: codes that are chosen by what the model computes need the model as it is.
+        kept = [_stored_parameter(model, name, p.data, schemes, importance or {}) for name, p in ours]
+        for (_, parameter), data in zip(ours, kept, strict=True):
+            undo.callback(setattr, parameter, "data", parameter.data)
+            parameter.data = data
+        del kept
         yield
 
 
@@ -151,4 +155,8 @@ def _stored_parameter(
             groups = ["text_head", "embedding" if model.spec.tts_layers else "audio_head"]
         kept = [stored(rows, schemes[group]) for rows, group in zip(parts, groups, strict=True)]
         return weight if all(a is b for a, b in zip(kept, parts, strict=True)) else torch.cat(kept)
-    return stored(weight, scheme_of(name, schemes) or Scheme("fp32"), importance.get(name))
+    scheme = scheme_of(name, schemes) or Scheme("fp32")
+    codes = model.chosen_codes(name, scheme) if model.chosen_codes else None
+    if codes is not None:
+        return torch.from_numpy(dequantize(codes)).to(weight.device, weight.dtype)
+    return stored(weight, scheme, importance.get(name))

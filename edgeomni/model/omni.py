@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..quantize.schemes import ChosenCodes
+from ..recorded import Recorded
 from ..spec import OmniSpec
 from . import bodies, codecs, encoders
 from .bodies import KVCache
@@ -24,7 +26,9 @@ from .tts_adapter import TtsAdapter
 class OmniModel(nn.Module):
     """All sizes come from `spec`; `codec_config` is what model/codecs.py builds the codec from.
 
-    Provenance holds "weights" ("trained" or "random"), "source" and "source_hash".
+    Provenance holds "weights" ("trained" or "random"), "source" and "source_hash". `chosen_codes` gives the codes that
+    an export stores of a parameter where they were chosen beforehand (quantize/calibrate.py), and is None otherwise.
+    `recorded` is what an export is to measure ranges on, None for what the exporter makes up.
     """
 
     def __init__(self, spec: OmniSpec, codec_config: Mapping[str, Any]) -> None:
@@ -34,6 +38,8 @@ class OmniModel(nn.Module):
         self.tokenizer_json: str | None = None
         self.provenance: dict[str, Any] = {}
         self.licences: dict[str, str] = {}
+        self.chosen_codes: ChosenCodes | None = None
+        self.recorded: Recorded | None = None
         width, layout = spec.body.width, spec.layout
         self.encoder = encoders.build(spec.encoder, spec.front_end.n_mels)
         self.adapter = encoders.build_adapter(spec.adapter, spec.encoder.width, width)

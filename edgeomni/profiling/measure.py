@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -52,6 +53,9 @@ STAGES = (
     "codec.wait",
 )
 TURN_FIGURES = ("ttft", "ttfa", "prefill", "total", "audio", "rtf", "rtf_turn", "frames", "frames_per_s")
+_log = logging.getLogger("edgeomni")
+_told: set[str] = set()
+"""What measuring processes warned of, each told once by this one."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Job:
 
 
 def measure_apart(job: Job) -> dict[str, Any]:
-    """`measure` in a child process. Raises what the child met, as the same kind of error."""
+    """`measure` in a child process, whose warnings are told here. Raises what the child met, as that kind of error."""
     command = [sys.executable, "-m", "edgeomni.profiling.measure"]
     child = subprocess.run(
         command, input=json.dumps(asdict(job)), capture_output=True, text=True, check=False, env=_environment()
@@ -101,6 +105,10 @@ def measure_apart(job: Job) -> dict[str, Any]:
     if not child.stdout.strip():
         raise EdgeOmniError(f"the measuring process ended with {child.returncode}: {child.stderr.strip()[-500:]}")
     report: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
+    for text in report.pop("warnings", ()):
+        if text not in _told:
+            _told.add(text)
+            _log.warning("%s", text)
     if "error" in report:
         kinds: dict[int, type[EdgeOmniError]] = {2: UsageError, 3: GateError}
         raise kinds.get(report["exit_code"], EdgeOmniError)(report["error"])
@@ -151,7 +159,7 @@ def _remember(report: dict[str, Any], job: Job, bundle: Bundle) -> None:
     """Keeps what `--engine auto` chooses by, and what a step down is priced by."""
     names = dict.fromkeys(way.split(" on ")[0] for way in report["engines"].values())
     asked = ("task", "audio", "text", "seconds", "forced_frames", "forced_text_end", "overlap", "encoder_window")
-    measured.remember(
+    kept = measured.remember(
         measured.Run(
             bundle=bundle.digest,
             machine=measured.this_machine(),
@@ -165,6 +173,12 @@ def _remember(report: dict[str, Any], job: Job, bundle: Bundle) -> None:
             rtf=report["turn"].get("rtf"),
         )
     )
+    if kept is None:
+        _log.warning(
+            "what was measured cannot be kept in %s, so that --engine auto does not choose by it; make that folder "
+            "writable, or name another one by XDG_CACHE_HOME",
+            measured.folder(),
+        )
 
 
 def budget_figures(report: dict[str, Any]) -> dict[str, float | None]:
@@ -238,13 +252,26 @@ def _bundle_facts(source: str, bundle: Bundle | None) -> dict[str, Any]:
     return {"name": name, "kind": "bundle", "mb": bundle.size / MB, "components": parts, "weights": weights}
 
 
+class _Warnings(logging.Handler):
+    """Keeps what is warned of, for the parent to tell: steps down among it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
 def _main() -> None:
-    """The child process: a Job on stdin, the report or the error as one JSON line on stdout."""
+    """The child process: a Job on stdin, the report or the error as one JSON line on stdout, with the warnings."""
+    warnings = _Warnings()
+    _log.addHandler(warnings)
     try:
         report = measure(Job(**json.loads(sys.stdin.read())))
     except EdgeOmniError as exc:
         report = {"error": str(exc), "exit_code": exc.exit_code}
-    print(json.dumps(report))
+    print(json.dumps({**report, "warnings": warnings.texts}))
 
 
 if __name__ == "__main__":

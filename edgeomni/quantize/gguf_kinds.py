@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..arrays import F32
 from ..errors import UsageError
+from . import small_floats  # makes the kind bf16 known  # noqa: F401
 from .ggml_quants import quantize
 from .schemes import Kind, Packed, Scheme, register
 
@@ -63,14 +64,6 @@ def _pack_weighed(type_name: str) -> Callable[[F32, F32], NDArray[np.uint8]]:
     return lambda w, importance: quantize(w, type_name, importance)
 
 
-def _pack_bf16(w: F32, _: Scheme) -> tuple[NDArray[np.uint8], None]:
-    """Rounded to the nearest even bfloat16, as ggml_compute_fp32_to_bf16 does; NaN stays NaN."""
-    bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
-    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
-    rounded = np.where(np.isnan(w), (bits >> 16) | 64, rounded)
-    return rounded.astype("<u2").view(np.uint8), None
-
-
 def _unpack(type_name: str) -> Callable[[Packed], F32]:
     def unpack(p: Packed) -> F32:
         from gguf import GGMLQuantizationType, quants
@@ -81,7 +74,6 @@ def _unpack(type_name: str) -> Callable[[Packed], F32]:
     return unpack
 
 
-register(Kind("bf16", 16, "float", _pack_bf16, _unpack("BF16")))
 for _kind, _block in _BLOCKS.items():
     _of_type = _pack(TYPES[_kind]), _unpack(TYPES[_kind])
     _weighed = _pack_weighed(TYPES[_kind])

@@ -29,7 +29,7 @@ _GROUP_OF = (
     (re.compile(r"embedding\.weight"), "embedding"),
     (re.compile(r"codec\..+"), "codec"),
 )
-_ENCODER_FLOOR = {"int4": "int8"} | dict.fromkeys(("q4_0", "q4_k_m", "q5_0", "q5_k_m", "q6_k"), "q8_0")
+_ENCODER_FLOOR = {"int4": "int8", "nvfp4": "fp8"} | dict.fromkeys(("q4_0", "q4_k_m", "q5_0", "q5_k_m", "q6_k"), "q8_0")
 """8 bits are the speech encoder's floor."""
 _CODEC_FLOATS = {"fp32": "fp32", "fp16": "fp16"} | dict.fromkeys(
     ("f16", "bf16", "q4_0", "q4_k_m", "q5_0", "q5_k_m", "q6_k", "q8_0"), "f16"
@@ -37,7 +37,8 @@ _CODEC_FLOATS = {"fp32": "fp32", "fp16": "fp16"} | dict.fromkeys(
 """The codec stays float. GGUF's kernels read half precision as it is, so that its precisions bring f16."""
 
 
-_HALF_CODEC = ("tensorrt",)
+_HALF_CODEC = {"tensorrt": {"fp32": "fp32"}}
+"""Formats for GPUs, whose codec is half unless all is float32."""
 
 
 def component_precisions(precision: str, format: str = "onnx") -> dict[str, str]:
@@ -50,7 +51,7 @@ def component_precisions(precision: str, format: str = "onnx") -> dict[str, str]
     return {
         "encoder": _ENCODER_FLOOR.get(precision, precision),
         "llm": precision,
-        "codec": _CODEC_FLOATS.get(precision, "fp16" if format in _HALF_CODEC else "fp32"),
+        "codec": _HALF_CODEC.get(format, _CODEC_FLOATS).get(precision, "fp16" if format in _HALF_CODEC else "fp32"),
     }
 
 

@@ -6,13 +6,14 @@ registers them in a module that both its exporter and its runtime import, such a
 
 The kinds here have the layouts of ONNX Runtime. `int4` / `int8`: com.microsoft MatMulNBits, symmetric around the
 middle code (8 / 128), one float32 scale per block of `block` inputs of one output row. `int8_dynamic`: symmetric per
-output channel, for com.microsoft DynamicQuantizeMatMul. Rounding is to nearest (RTN).
+output channel, for com.microsoft DynamicQuantizeMatMul. Rounding is to nearest (RTN);
+calibrate.py chooses codes by what a model computes with them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,9 +23,10 @@ from numpy.typing import NDArray
 from ..arrays import F32
 from ..errors import UsageError
 
-Category = Literal["float", "weight-only", "dynamic"]
+Category = Literal["float", "weight-only", "dynamic", "static"]
 """float: values rounded to a narrower float. weight-only: codes, which kernels multiply with float inputs or with
-inputs that they round by block. dynamic: codes, and inputs rounded with one scale per tensor."""
+inputs that they round by block. dynamic: codes, and inputs rounded with one scale per tensor. static: the same, with
+a scale that was measured beforehand."""
 _ROWS_AT_ONCE = 8192
 _NAME = re.compile(r"(?P<kind>\w+?)(?P<signed>s)?_b(?P<block>[1-9]\d*)")
 _KIND_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -51,6 +53,11 @@ class Kind:
     pack_weighed: Callable[[F32, F32], NDArray[Any]] | None = None
     """`pack_weighed(rows, importance [k] float32)` gives data where errors in some inputs matter more than in others;
     None where the kind knows no such thing."""
+    block_scales: Callable[[F32, Scheme], F32] | None = None
+    """`block_scales(x [..., block] float32, scheme)` gives the scale of each block [...]; None where a kind has no
+    integer codes by block in the layout of int4 and int8."""
+    symmetric: bool = False
+    """Whether the lowest code is not used by any of the kind's schemes, as by signed ones."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,10 @@ class Packed:
     k: int
     data: NDArray[Any]
     scales: F32 | None = None
+
+
+ChosenCodes = Callable[[str, Scheme], Packed | None]
+"""A parameter's name and scheme -> the codes that were chosen for it; None where it is to be rounded to nearest."""
 
 
 def register(kind: Kind) -> None:
@@ -172,6 +183,39 @@ def signed_codes(p: Packed) -> NDArray[np.int8]:
     return codes.reshape(len(codes), -1)[:, : p.k].view(np.int8)
 
 
+def has_codes_by_block(scheme: Scheme) -> bool:
+    """Whether the scheme has integer codes with one scale for each block of inputs, so that they can be chosen."""
+    return kind_of(scheme.kind).block_scales is not None
+
+
+def is_static(scheme: Scheme) -> bool:
+    """Whether products with the weights round their inputs by ranges that were measured beforehand."""
+    return kind_of(scheme.kind).category == "static"
+
+
+def code_range(scheme: Scheme) -> tuple[int, int]:
+    """Lowest and highest code around 0 of a scheme that has integer codes by block."""
+    most = _middle(scheme) - 1
+    return -most - (not scheme.signed and not kind_of(scheme.kind).symmetric), most
+
+
+def packed_codes(codes: NDArray[np.int8], scales: F32, scheme: Scheme) -> Packed:
+    """The inverse of `signed_codes`: codes around 0 int8 [n, k] and scales [n, blocks] as a weight of that scheme."""
+    n, k = codes.shape
+    padded = np.pad(codes, ((0, 0), (0, -k % scheme.block))).reshape(n, -1, scheme.block)
+    stored = padded.view(np.uint8) + np.uint8(_middle(scheme))  # wraps around, as in `signed_codes`
+    return Packed(scheme, k, _pack_nibbles(stored) if scheme.bits == 4 else stored, scales)
+
+
+def stacked(parts: Sequence[Packed]) -> Packed:
+    """Weights of one scheme and of as many inputs, their rows one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    scales = [p.scales for p in parts if p.scales is not None]
+    data = np.concatenate([p.data for p in parts])
+    return Packed(parts[0].scheme, parts[0].k, data, np.concatenate(scales) if scales else None)
+
+
 def _middle(scheme: Scheme) -> int:
     return 1 << (int(scheme.bits) - 1)
 
@@ -191,14 +235,19 @@ def _pack_blocks(w: F32, scheme: Scheme) -> tuple[NDArray[np.uint8], F32]:
         w = np.pad(w, ((0, 0), (0, pad)))
     x = np.ascontiguousarray(w, np.float32).reshape(n, blocks, scheme.block)
     middle = _middle(scheme)
-    if scheme.signed:
-        scales = (np.abs(x).max(-1) / (middle - 1)).astype(np.float32)
-    else:  # the largest magnitude lands on the lowest code, which alone uses the full range: code 0 = -middle
-        peak = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0]
-        scales = (peak / -middle).astype(np.float32)
+    scales = _block_scales(x, scheme)
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
     codes = np.clip(np.rint(x * inverse[..., None]) + middle, 0, 2 * middle - 1).astype(np.uint8)
     return (_pack_nibbles(codes) if scheme.bits == 4 else codes), scales
+
+
+def _block_scales(x: F32, scheme: Scheme) -> F32:
+    middle = _middle(scheme)
+    if scheme.signed:
+        return np.asarray(np.abs(x).max(-1) / (middle - 1), np.float32)
+    # The largest magnitude lands on the lowest code, which alone uses the full range: code 0 = -middle.
+    peak = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0]
+    return np.asarray(peak / -middle, np.float32)
 
 
 def _unpack_blocks(p: Packed) -> F32:
@@ -234,13 +283,14 @@ def _nibbles(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return out
 
 
+_BLOCKS = _pack_blocks, _unpack_blocks
 _KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("fp32", 32, "float", _pack_float(np.float32), _unpack_float),
         Kind("fp16", 16, "float", _pack_float(np.float16), _unpack_float),
-        Kind("int8", 8, "weight-only", _pack_blocks, _unpack_blocks, block=None, has_signed=True),
-        Kind("int4", 4, "weight-only", _pack_blocks, _unpack_blocks, block=None, has_signed=True),
+        Kind("int8", 8, "weight-only", *_BLOCKS, block=None, has_signed=True, block_scales=_block_scales),
+        Kind("int4", 4, "weight-only", *_BLOCKS, block=None, has_signed=True, block_scales=_block_scales),
         Kind("int8_dynamic", 8, "dynamic", _pack_channels, _unpack_channels),
     )
 }

@@ -19,6 +19,7 @@ from edgeomni.bundle import Component, GraphEntry, describe_files
 from edgeomni.codec_layers import CodecLayer, CodecLevel
 from edgeomni.errors import UsageError
 from edgeomni.exporters.gguf import speech
+from edgeomni.exporters.gguf.options import GgufOptions
 from edgeomni.exporters.gguf.speech_precisions import codec_schemes
 from edgeomni.exporters.gguf.tensors import FLOAT, Stored
 from edgeomni.model import codec_plan as ops
@@ -49,8 +50,13 @@ _OPS = {
 }
 
 
-def export(model: OmniModel, out_dir: Path, root: Path, precision: str) -> Component:
-    """Writes out_dir/codec.gguf; the layers go into the component's meta. Raises UsageError for other convolutions."""
+def export(
+    model: OmniModel, out_dir: Path, root: Path, precision: str, options: GgufOptions | None = None
+) -> Component:
+    """Writes out_dir/codec.gguf; the layers go into the component's meta. `options` are the LLM's alone.
+
+    Raises UsageError for other convolutions.
+    """
     schemes = codec_schemes(precision)
     plan = read_plan(model.codec, model.spec.codec)
     path = out_dir / "codec.gguf"

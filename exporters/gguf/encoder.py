@@ -18,6 +18,7 @@ from edgeomni.arrays import F32
 from edgeomni.bundle import Component, GraphEntry, describe_files
 from edgeomni.exporters import stored
 from edgeomni.exporters.gguf import speech
+from edgeomni.exporters.gguf.options import GgufOptions
 from edgeomni.exporters.gguf.speech_precisions import encoder_schemes
 from edgeomni.exporters.gguf.tensors import FLOAT, Stored
 from edgeomni.quantize.gguf_kinds import check_width
@@ -33,8 +34,10 @@ _CONVOLUTIONS = 2
 _WHAT = "Whisper encoder with the adapter to the LLM's width: log-mel in, features out"
 
 
-def export(model: OmniModel, out_dir: Path, root: Path, precision: str) -> Component:
-    """Writes out_dir/encoder.gguf. Raises UsageError for a width that the precision cannot store."""
+def export(
+    model: OmniModel, out_dir: Path, root: Path, precision: str, options: GgufOptions | None = None
+) -> Component:
+    """Writes out_dir/encoder.gguf; `options` are the LLM's. Raises UsageError for a width that cannot be stored."""
     schemes = encoder_schemes(precision)
     if model.spec.adapter.kind == "linear":
         del schemes["adapter.linear"]  # it has but one layer, proj

@@ -23,6 +23,8 @@ _ALIGN = 4096
 
 Dim = int | str
 FLOAT, FLOAT16, INT32, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64
+BFLOAT16, INT8 = TensorProto.BFLOAT16, TensorProto.INT8
+FLOAT8, FLOAT4 = TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1
 
 
 class Graph:
@@ -126,6 +128,13 @@ def int_tensor(codes: NDArray[np.int8], bits: int) -> Any:
     flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
     tensor = onnx.TensorProto(data_type=TensorProto.INT4, dims=codes.shape)
     tensor.raw_data = (flat[0::2] | (flat[1::2] << 4)).tobytes()
+    return tensor
+
+
+def raw_tensor(kind: int, shape: Sequence[int], data: NDArray[Any]) -> onnx.TensorProto:
+    """A constant of a type that numpy does not have, from its bytes."""
+    tensor = onnx.TensorProto(data_type=kind, dims=shape)
+    tensor.raw_data = np.ascontiguousarray(data).tobytes()
     return tensor
 
 

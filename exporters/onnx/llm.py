@@ -119,7 +119,11 @@ def table_file(path: Path, rows: Packed) -> tuple[dict[str, Any], Path]:
     with path.open("wb") as f:
         for array in arrays:
             offset += f.write(b"\0" * (-offset % _PAGE))
-            dtype = {"float32": "float"}.get(str(array.dtype), str(array.dtype))
+            dtype = (
+                "bfloat16"
+                if rows.scheme.kind == "bf16"
+                else {"float32": "float"}.get(str(array.dtype), str(array.dtype))
+            )
             places.append({"offset": offset, "dtype": dtype, "shape": list(array.shape)})
             offset += f.write(np.ascontiguousarray(array).data)
     return _table(path.name, rows, places), path

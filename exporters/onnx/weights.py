@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeomni.arrays import F32
 from edgeomni.quantize.policy import scheme_of
-from edgeomni.quantize.schemes import Packed, Scheme, quantize
+from edgeomni.quantize.schemes import ChosenCodes, Packed, Scheme, quantize, stacked
 
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
@@ -37,14 +37,19 @@ def packed_parts(base: str) -> tuple[str, ...]:
 
 
 class PackedWeights:
-    """A model's tensors (name -> torch tensor) as numpy arrays, with linear layers packed and quantized on demand."""
+    """A model's tensors (name -> torch tensor) as numpy arrays, with linear layers packed and quantized on demand.
 
-    def __init__(self, tensors: Mapping[str, Any], schemes: Mapping[str, Scheme]) -> None:
-        self._tensors, self._schemes = tensors, schemes
+    `chosen` gives codes that were chosen for a parameter beforehand (OmniModel.chosen_codes).
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Any], schemes: Mapping[str, Scheme], chosen: ChosenCodes | None = None
+    ) -> None:
+        self._tensors, self._schemes, self._chosen = tensors, schemes, chosen
 
     @classmethod
     def of(cls, model: OmniModel, schemes: Mapping[str, Scheme]) -> PackedWeights:
-        return cls(dict(model.named_parameters()), schemes)
+        return cls(dict(model.named_parameters()), schemes, model.chosen_codes)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -60,9 +65,12 @@ class PackedWeights:
         the bias is None.
         """
         parts = packed_parts(base)
-        rows = np.concatenate([self.array(f"{p}.weight") for p in parts])
         scheme = scheme_of(f"{parts[0]}.weight", self._schemes) or Scheme("fp32")
-        return quantize(rows, scheme), self._bias(parts)
+        return stacked([self._packed(f"{p}.weight", scheme) for p in parts]), self._bias(parts)
+
+    def _packed(self, name: str, scheme: Scheme) -> Packed:
+        codes = self._chosen(name, scheme) if self._chosen else None
+        return quantize(self.array(name), scheme) if codes is None else codes
 
     def _bias(self, parts: tuple[str, ...]) -> F32 | None:
         if not any(f"{p}.bias" in self for p in parts):

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeomni.arrays import F32
 from edgeomni.exporters.onnx.attention import CachedAttention, Rope
-from edgeomni.exporters.onnx.graph import FLOAT, FLOAT16, INT64, Dim
+from edgeomni.exporters.onnx.graph import INT64, Dim
 from edgeomni.exporters.tensorrt.operators import OPSET, TensorRtOperators
 from edgeomni.spec import BodySpec
 
@@ -22,7 +22,7 @@ from edgeomni.spec import BodySpec
 class StaticCache(CachedAttention):
     """Inputs position_ids int64 [B, S] and write_indices int64 [B] (frames cached so far), and the caches.
 
-    Caches are [B, kv_heads, M, head_dim], M = the rotary caches' length, in half precision, or float32 where all is.
+    Caches are [B, kv_heads, M, head_dim], M = the rotary caches' length, in the type that products compute in.
     """
 
     name = "static"
@@ -40,7 +40,7 @@ class StaticCache(CachedAttention):
         keys = g.const(np.arange(self.frames, dtype=np.int64), "attention.keys")
         positions = g.op("Unsqueeze", ["position_ids", g.ints(1, 3)])
         self._mask = g.op("GreaterOrEqual", [positions, keys])  # [B, 1, S, M]
-        if not self.operators.half:
+        if not self.operators.narrow:
             seen, unseen = g.floats("attention.seen", 0.0), g.floats("attention.unseen", -np.inf)
             self._mask = g.op("Unsqueeze", [g.op("Where", [self._mask, seen, unseen]), g.ints(2)])  # [B, 1, 1, S, M]
 
@@ -53,13 +53,13 @@ class StaticCache(CachedAttention):
         q, k = (g.op("RotaryEmbedding", [x, self.cos, self.sin, "position_ids"]) for x in (q, k))
         past, present = self._past(layer), self._present(layer)
         for old, new, target in zip(past, (k, v), present, strict=True):
-            g.op("TensorScatter", [old, self.operators.to_half(new), "write_indices"], output=target, axis=2)
-        attended = self._half(q, *present) if self.operators.half else self._float(q, *present)
+            g.op("TensorScatter", [old, self.operators.to_narrow(new), "write_indices"], output=target, axis=2)
+        attended = self._fused(q, *present) if self.operators.narrow else self._float(q, *present)
         joined = g.op("Transpose", [attended], perm=[0, 2, 1, 3])
         return g.op("Reshape", [joined, g.ints(0, 0, body.heads * body.head_dim)])
 
-    def _half(self, q: str, keys: str, values: str) -> str:
-        y = self.graph.op("Attention", [self.operators.to_half(q), keys, values, self._mask])
+    def _fused(self, q: str, keys: str, values: str) -> str:
+        y = self.graph.op("Attention", [self.operators.to_narrow(q), keys, values, self._mask])
         return self.operators.to_float(y)
 
     def _float(self, q: str, keys: str, values: str) -> str:
@@ -77,7 +77,7 @@ class StaticCache(CachedAttention):
         return ["B", self.body.kv_heads, self.frames, self.body.head_dim]
 
     def _cache_type(self) -> int:
-        return FLOAT16 if self.operators.half else FLOAT
+        return self.operators.compute
 
     def _past(self, layer: int) -> list[str]:
         names = [f"past_{part}.{layer}" for part in ("key", "value")]

@@ -7,13 +7,14 @@ noise.<block> [1, 1, N * scale], state.<layer>. Outputs: wave [1, 1, N * hop], n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgeomni.exporters.onnx.graph import FLOAT, Graph
 from edgeomni.exporters.tensorrt.codec_builder import StaticBuilder
 from edgeomni.exporters.tensorrt.codec_layers import StaticLayers
-from edgeomni.exporters.tensorrt.made import Made, Recipe, is_half
+from edgeomni.exporters.tensorrt.made import Made, Recipe, compute_type
 from edgeomni.exporters.tensorrt.operators import OPSET, TensorRtOperators
 from edgeomni.exporters.tensorrt.options import TensorRtOptions
 from edgeomni.exporters.tensorrt.precisions import schemes_for
@@ -25,18 +26,18 @@ if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
 
 
-def make(model: OmniModel, precision: str, options: TensorRtOptions) -> Made:
-    """The graph "codec", and what a runtime must feed to it."""
+def make(model: OmniModel, precision: str, options: TensorRtOptions, inputs: Mapping[str, float] | None = None) -> Made:
+    """The graph "codec", and what a runtime must feed to it. Nothing of it has measured `inputs`."""
     schemes = schemes_for("codec", precision, options)
     plan = read_plan(model.codec, model.spec.codec)
-    graph, meta = build(plan, half=is_half(precision))
+    graph, meta = build(plan, compute=compute_type(precision))
     return Made({"codec": graph}, schemes, {"codec": _recipe(plan, meta)}, meta)
 
 
-def build(plan: CodecPlan, *, half: bool) -> tuple[Graph, dict[str, Any]]:
+def build(plan: CodecPlan, *, compute: int) -> tuple[Graph, dict[str, Any]]:
     """The graph of a codec's layers, and the component's meta."""
     sizes = sizes_of(plan.spec, plan.first_push, plan.push_multiple, plan.lag_samples)
-    builder = StaticBuilder(TensorRtOperators(Graph("codec", OPSET), half=half), sizes.largest * plan.spec.hop)
+    builder = StaticBuilder(TensorRtOperators(Graph("codec", OPSET), compute=compute), sizes.largest * plan.spec.hop)
     wave = StaticLayers(builder, plan).run()
     builder.graph.output("wave", FLOAT, [1, 1, "samples"], wave)
     return builder.graph, {

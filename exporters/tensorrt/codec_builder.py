@@ -44,7 +44,7 @@ class StaticBuilder:
     def product(self, x: str, name: str, weight: F32, bias: F32 | None = None) -> str:
         """x [.., k] @ weight.T (+ bias), the weight [n, k]."""
         operators, g = self.operators, self.graph
-        y = operators.to_float(g.op("MatMul", [operators.to_half(x), self.weight(f"{name}.weight", weight.T)]))
+        y = operators.to_float(g.op("MatMul", [operators.to_narrow(x), self.weight(f"{name}.weight", weight.T)]))
         return y if bias is None else g.op("Add", [y, self.const(f"{name}.bias", bias)])
 
     def slice(self, x: str, start: int, stop: int, axis: int) -> str:

@@ -108,7 +108,7 @@ class StaticLayers:
         g = self.graph
         noise = g.input(f"noise.{op.index}", FLOAT, [1, 1, f"noise{op.index}"])
         weight = self.builder.weight(f"{op.name}.weight", op.weight)
-        mixed = self.operators.to_float(g.op("MatMul", [weight, self.operators.to_half(x)]))
+        mixed = self.operators.to_float(g.op("MatMul", [weight, self.operators.to_narrow(x)]))
         return g.op("Add", [x, g.op("Mul", [noise, mixed])])
 
     def _residual(self, op: ops.Residual, x: str) -> str:

@@ -6,17 +6,19 @@ one frame), so that the decode step always has the same few shapes and can be ca
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeomni.exporters.onnx.attention import Rope
 from edgeomni.exporters.onnx.body import DecoderStack, build_with, rope_of
-from edgeomni.exporters.onnx.graph import FLOAT, INT64, Graph
+from edgeomni.exporters.onnx.graph import BFLOAT16, FLOAT, FLOAT16, INT64, Graph
 from edgeomni.exporters.onnx.weights import PARTS, PackedWeights, Part, embedding_rows, head_rows
 from edgeomni.exporters.tensorrt.attention import StaticCache
-from edgeomni.exporters.tensorrt.made import Made, Recipe, is_half
+from edgeomni.exporters.tensorrt.calibration import input_scales
+from edgeomni.exporters.tensorrt.made import Made, Recipe, compute_type, scales_meta
 from edgeomni.exporters.tensorrt.operators import OPSET, TensorRtOperators
 from edgeomni.exporters.tensorrt.options import TensorRtOptions
-from edgeomni.exporters.tensorrt.precisions import block_for, schemes_for
+from edgeomni.exporters.tensorrt.precisions import FLOATS, block_for, schemes_for, sensitive_layers
 from edgeomni.quantize.schemes import Packed, Scheme, quantize
 
 if TYPE_CHECKING:
@@ -25,29 +27,41 @@ if TYPE_CHECKING:
 PREFILL = 512
 """Frames of a prompt appended at once, at most: a question of ten seconds."""
 _USUAL_PREFILL = 128
-_FLOATS = ("fp32", "fp16")
+_KV = {FLOAT: "float", FLOAT16: "float16", BFLOAT16: "bfloat16"}
 
 
-def make(model: OmniModel, precision: str, options: TensorRtOptions) -> Made:
+def make(model: OmniModel, precision: str, options: TensorRtOptions, inputs: Mapping[str, float] | None = None) -> Made:
     """The graphs body, [tts,] text_head and audio_head, their schemes and recipes.
 
     The meta says: "context", the frames M of the caches; "prefill", the most frames at once; "kv", their type.
+    `inputs`: scales of linear layers' inputs that were measured before; None measures them where they are needed.
     """
     spec = model.spec
-    block = None if precision in _FLOATS else block_for("llm", spec, options)
+    block = None if precision in FLOATS else block_for("llm", spec, options)
     schemes = schemes_for("llm", precision, options, block)
+    sensitive = sensitive_layers(spec, schemes)
+    schemes |= sensitive
     frames = min(options.cache or spec.context, spec.context)
-    graphs = _stacks(model, schemes, frames, half=is_half(precision))
+    if inputs is None:
+        inputs = input_scales(model, "llm", schemes)
+    compute = compute_type(precision)
+    graphs = _stacks(model, schemes, frames, compute, inputs)
     prefill = min(PREFILL, frames)
     layers = {"body": spec.body.layers, "tts": spec.tts_layers}
     recipes = {role: _recipe(model, layers[role], frames, prefill, rows=2 if role == "body" else 1) for role in graphs}
     for part in PARTS:
-        graphs[f"{part}_head"] = _head(model, part, schemes[f"{part}_head"], half=is_half(precision))
+        graphs[f"{part}_head"] = _head(model, part, schemes[f"{part}_head"])
         recipes[f"{part}_head"] = Recipe([])
-    used = {"body.linear", "text_head", "audio_head", *(["tts.linear", "embedding"] if spec.tts_layers else [])}
+    used = {
+        *sensitive,
+        "body.linear",
+        "text_head",
+        "audio_head",
+        *(["tts.linear", "embedding"] if spec.tts_layers else []),
+    }
     kept = {g: s for g, s in schemes.items() if g in used or (g == "embedding" and not spec.tied)}
-    kv = "float16" if is_half(precision) else "float"
-    return Made(graphs, kept, recipes, {"context": frames, "prefill": prefill, "kv": kv})
+    meta = {"context": frames, "prefill": prefill, "kv": _KV[compute], **scales_meta(inputs)}
+    return Made(graphs, kept, recipes, meta)
 
 
 def table_rows(model: OmniModel, part: Part, schemes: dict[str, Scheme]) -> tuple[Packed, bool]:
@@ -58,7 +72,9 @@ def table_rows(model: OmniModel, part: Part, schemes: dict[str, Scheme]) -> tupl
     return quantize(embedding_rows(model, part), schemes["embedding"]), False
 
 
-def _stacks(model: OmniModel, schemes: dict[str, Scheme], frames: int, *, half: bool) -> dict[str, Graph]:
+def _stacks(
+    model: OmniModel, schemes: dict[str, Scheme], frames: int, compute: int, inputs: Mapping[str, float]
+) -> dict[str, Graph]:
     spec, weights, whole = model.spec, PackedWeights.of(model, schemes), rope_of(model)
     rope = Rope(whole.cos[:frames], whole.sin[:frames])
     stacks = [DecoderStack("body", spec.body.layers, spec.body, rope, weights, every_position=bool(spec.tts_layers))]
@@ -66,16 +82,17 @@ def _stacks(model: OmniModel, schemes: dict[str, Scheme], frames: int, *, half: 
         stacks.append(DecoderStack("tts", spec.tts_layers, spec.body, rope, weights))
     graphs = {}
     for stack in stacks:
-        operators = TensorRtOperators(Graph(stack.name, OPSET), half=half)
+        operators = TensorRtOperators(Graph(stack.name, OPSET), compute=compute, inputs=inputs)
         graphs[stack.name] = build_with(stack, operators, StaticCache(operators, spec.body, rope))
     return graphs
 
 
-def _head(model: OmniModel, part: Part, scheme: Scheme, *, half: bool) -> Graph:
+def _head(model: OmniModel, part: Part, scheme: Scheme) -> Graph:
     """hidden float [1, 1, D] -> logits float [1, 1, rows], and ids int64 [1, heads]: the likeliest of each head."""
     rows, layout = quantize(head_rows(model, part), scheme), model.spec.layout
     heads = layout.streams if part == "audio" else 1
-    operators = TensorRtOperators(Graph(f"{part}_head", OPSET), half=half)
+    compute = FLOAT if scheme.kind == "fp32" else FLOAT16
+    operators = TensorRtOperators(Graph(f"{part}_head", OPSET), compute=compute)
     g = operators.graph
     hidden = g.input("hidden", FLOAT, [1, 1, rows.k])
     logits = operators.rows_linear(hidden, f"{part}_head", rows)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgeomni.exporters.onnx.graph import Graph
+from edgeomni.exporters.onnx.graph import BFLOAT16, FLOAT, FLOAT16, Graph
 from edgeomni.quantize.schemes import Scheme
 from edgeomni.tensorrt_builder import Recipe
 
-__all__ = ["Made", "Recipe", "is_half"]
+__all__ = ["Made", "Recipe", "compute_type", "scales_meta"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Made:
     meta: dict[str, Any]
 
 
-def is_half(precision: str) -> bool:
-    """Whether products, convolutions and attention compute in half precision."""
-    return precision != "fp32"
+def compute_type(precision: str) -> int:
+    """The ONNX type that products, convolutions and attention compute in."""
+    return {"fp32": FLOAT, "bf16": BFLOAT16}.get(precision, FLOAT16)
+
+
+def scales_meta(inputs: Mapping[str, float]) -> dict[str, Any]:
+    """The part of a component's meta that tells the scales of its linear layers' inputs; empty where there are none."""
+    return {"input_scales": dict(inputs)} if inputs else {}

@@ -33,7 +33,7 @@ def altered(model: OmniModel, component: Component, root: Path) -> list[str]:
     """
     blocks = {parse(text).block for text in component.scheme.values()} - {0}
     options = TensorRtOptions(cache=component.meta.get("context"), block=max(blocks, default=0) or None)
-    parts = made(model, component.name, component.precision, options)
+    parts = made(model, component.name, component.precision, options, component.meta.get("input_scales", {}))
     wrong = []
     for role, graph in component.graphs.items():
         found, wanted = dict(tensors(root / graph.path)), parts.graphs[role].constants

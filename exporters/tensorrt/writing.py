@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,7 @@ from edgeomni.exporters.onnx.weights import PARTS
 from edgeomni.exporters.tensorrt.made import Made
 from edgeomni.exporters.tensorrt.options import TensorRtOptions
 from edgeomni.tensorrt_builder import Recipe, Say, build_engine
-from edgeomni.tensorrt_targets import TARGETS, built_anywhere
+from edgeomni.tensorrt_targets import built_anywhere
 
 if TYPE_CHECKING:
     from edgeomni.model.omni import OmniModel
@@ -23,9 +24,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger("edgeomni")
 
 
-def made(model: OmniModel, component: str, precision: str, options: TensorRtOptions) -> Made:
-    """What the builder of `component` makes of `model`."""
-    result: Made = import_module(f".{component}", __package__).make(model, precision, options)
+def made(
+    model: OmniModel,
+    component: str,
+    precision: str,
+    options: TensorRtOptions,
+    inputs: Mapping[str, float] | None = None,
+) -> Made:
+    """What the builder of `component` makes of `model`; `inputs` as measured before (calibration.input_scales)."""
+    result: Made = import_module(f".{component}", __package__).make(model, precision, options, inputs)
     return result
 
 
@@ -85,14 +92,8 @@ def _tables(
 def _engines(
     paths: dict[str, Path], recipes: dict[str, Recipe], root: Path, options: TensorRtOptions, progress: Say
 ) -> tuple[list[dict[str, Any]], list[Path]]:
-    """Builds one engine per graph for all targets that can be built for here; says which are left to the device."""
+    """Builds one engine per graph for all targets that can be built for here."""
     here = built_anywhere(options.targets)
-    if elsewhere := [name for name in options.targets if name not in here]:
-        _log.warning(
-            "no TensorRT package builds for %s without that GPU: the bundle holds verified graphs and the recipe, and "
-            "the first run there builds the engines",
-            ", ".join(f"{name} ({TARGETS[name].examples})" for name in elsewhere),
-        )
     entries, files = list[dict[str, Any]](), list[Path]()
     for role, path in paths.items() if here else ():
         engine = path.with_name(f"{role}.{'-'.join(here)}.engine")

@@ -13,8 +13,16 @@ from edgeomni.arrays import F32
 from edgeomni.errors import BundleError, EngineError, UsageError
 from edgeomni.quantize import tensorrt_kinds  # makes the kinds known  # noqa: F401
 from edgeomni.quantize.schemes import Packed, dequantize, parse
+from edgeomni.quantize.small_floats import bfloat16_values
 
-_DTYPES = {"float": np.float32, "float16": np.float16, "uint8": np.uint8, "int8": np.uint8, "int4": np.uint8}
+_DTYPES = {
+    "float": np.float32,
+    "float16": np.float16,
+    "uint8": np.uint8,
+    "int8": np.uint8,
+    "int4": np.uint8,
+    "bfloat16": np.uint16,
+}
 _SCALES = {"float": np.float32, "float16": np.float16}
 _AT_ONCE = 64
 """Rows read before the pages around them are given back."""
@@ -59,7 +67,7 @@ class RowTable:
         scales = None if self._scales is None else self._scales[ids].astype(np.float32, copy=False)
         self._release(len(ids))
         if scales is None:
-            floats: F32 = codes.astype(np.float32, copy=False)
+            floats: F32 = bfloat16_values(codes) if codes.dtype == np.uint16 else codes.astype(np.float32, copy=False)
             return floats
         codes = self._whole_blocks(codes)
         if self._signed:  # two's complement back to codes around the middle one

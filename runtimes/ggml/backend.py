@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeomni.arrays import F32
 from edgeomni.engines import ENGINES
-from edgeomni.errors import EngineError
+from edgeomni.errors import EngineUnavailable
 from edgeomni.install_hint import build_command
 from edgeomni.runtimes.ggml.library import GPU, IGPU, library
 
@@ -33,7 +33,8 @@ class Backend:
         self.threads = min(threads or os.cpu_count() or 1, 512)  # GGML_MAX_N_THREADS
         self.handle = self.ggml.ggml_backend_cpu_init() if self.on_cpu else _gpu(self.ggml)
         if not self.handle:
-            raise EngineError(f"ggml cannot start on the device {device!r}; check that its memory is not all taken")
+            said = f"ggml cannot start on the device {device!r}; check that its memory is not all taken"
+            raise EngineUnavailable("device", said)
         if self.on_cpu:
             self.ggml.ggml_backend_cpu_set_n_threads(self.handle, self.threads)
         self.buffer_type = self.ggml.ggml_backend_get_default_buffer_type(self.handle)
@@ -84,8 +85,9 @@ def _gpu(ggml: Any) -> Any:
     ggml.ggml_backend_load_all()  # backends that are libraries of their own; a build may have them linked in as well
     device = ggml.ggml_backend_dev_by_type(GPU) or ggml.ggml_backend_dev_by_type(IGPU)
     if not device:
-        raise EngineError(
+        raise EngineUnavailable(
+            "device",
             f"this build of llama-cpp-python has no GPU backend, or no GPU is here; build it with one ({_BUILD}), or "
-            f"run on the CPU. {ENGINES['llama.cpp'].install} gives a build for the CPU"
+            f"run on the CPU. {ENGINES['llama.cpp'].install} gives a build for the CPU",
         )
     return ggml.ggml_backend_dev_init(device, None)

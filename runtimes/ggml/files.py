@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeomni import gguf_files
-from edgeomni.errors import BundleError, EngineError
+from edgeomni.errors import BundleError, EngineError, EngineUnavailable
 from edgeomni.runtimes.ggml.backend import Backend
 from edgeomni.runtimes.ggml.functions import InitParams, Tensor
 from edgeomni.runtimes.ggml.library import library
@@ -57,7 +57,8 @@ def _reader(path: Path) -> Any:
     except ImportError as exc:
         from edgeomni.engines import ENGINES
 
-        raise EngineError(f"the gguf package is not installed; {ENGINES['llama.cpp'].install}") from exc
+        said = f"the gguf package is not installed; {ENGINES['llama.cpp'].install}"
+        raise EngineUnavailable("package", said) from exc
     if path.is_file():
         gguf_files.read(path, BundleError)  # counts that the file cannot hold would keep the package's reader busy
     try:
@@ -102,7 +103,7 @@ class Weights:
         overhead = self._ggml.ggml_tensor_overhead() * (2 * len(reader.tensors) + 1)
         self._context = self._ggml.ggml_init(InitParams(overhead, None, True))
         if not self._context:
-            raise EngineError("ggml cannot take a file's tensors; check that memory is left")
+            raise EngineUnavailable("memory", "ggml cannot take a file's tensors; check that memory is left")
         self._buffers: list[int] = []
         self._freed = weakref.finalize(self, _free, self._ggml, self._context, self._buffers)
         self._freed.atexit = False
@@ -149,7 +150,7 @@ class Weights:
         size = g.ggml_backend_buft_get_alloc_size(interleaved, made)
         buffer = g.ggml_backend_buft_alloc_buffer(interleaved, size + 2 * _ALIGNMENT)
         if not buffer:
-            raise EngineError("ggml cannot allocate a weight; check that memory is left")
+            raise EngineUnavailable("memory", "ggml cannot allocate a weight; check that memory is left")
         start = -(-g.ggml_backend_buffer_get_base(buffer) // 64) * 64
         self._allocate(buffer, made, start)
         if not Tensor.from_address(made).extra:
@@ -171,7 +172,7 @@ class Weights:
 
     def _kept(self, buffer: int | None) -> int:
         if not buffer:
-            raise EngineError("ggml cannot take a file's memory; check that memory is left")
+            raise EngineUnavailable("memory", "ggml cannot take a file's memory; check that memory is left")
         self._buffers.append(buffer)
         return buffer
 

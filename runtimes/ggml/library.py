@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeomni.engines import ENGINES
-from edgeomni.errors import EngineError
+from edgeomni.errors import EngineUnavailable
 from edgeomni.runtimes.ggml.functions import BASE, CPU, REGISTRY, InitParams, LogCallback, Tensor
 
 F32, F16, I32 = 0, 1, 26
@@ -69,9 +69,8 @@ class _Functions:
         try:
             function = getattr(loaded, name)
         except AttributeError as exc:
-            raise EngineError(
-                f"this llama-cpp-python has no {name}; update it: {ENGINES['llama.cpp'].install}"
-            ) from exc
+            said = f"this llama-cpp-python has no {name}; update it: {ENGINES['llama.cpp'].install}"
+            raise EngineUnavailable("version", said) from exc
         function.restype, function.argtypes = result, arguments
         setattr(self, name, function)
 
@@ -88,9 +87,10 @@ def _check_layout(found: Any, folder: Path) -> None:
     wrong = "" if here == theirs else f"tensors of {theirs} bytes, and EdgeOmni knows those of {here}"
     wrong = wrong or _misread(found)
     if wrong:
-        raise EngineError(
+        raise EngineUnavailable(
+            "version",
             f"the ggml {found.ggml_version().decode('ascii', 'replace')} in {folder} has {wrong}; install the "
-            f"llama-cpp-python that this EdgeOmni was made with: {ENGINES['llama.cpp'].install}"
+            f"llama-cpp-python that this EdgeOmni was made with: {ENGINES['llama.cpp'].install}",
         )
 
 
@@ -124,7 +124,7 @@ def _folder() -> Path:
         return Path(named)
     spec = util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
-        raise EngineError(f"llama-cpp-python is not installed; {ENGINES['llama.cpp'].install}")
+        raise EngineUnavailable("package", f"llama-cpp-python is not installed; {ENGINES['llama.cpp'].install}")
     return Path(next(iter(spec.submodule_search_locations))) / "lib"
 
 
@@ -135,5 +135,7 @@ def _load(folder: Path, stem: str) -> c.CDLL:
             try:
                 return c.CDLL(str(path))
             except OSError as exc:
-                raise EngineError(f"{path} cannot be loaded ({exc}); install llama-cpp-python again") from exc
-    raise EngineError(f"{folder} holds none of {', '.join(names)}; install llama-cpp-python again")
+                said = f"{path} cannot be loaded ({exc}); install llama-cpp-python again"
+                raise EngineUnavailable("package", said) from exc
+    said = f"{folder} holds none of {', '.join(names)}; install llama-cpp-python again"
+    raise EngineUnavailable("package", said)

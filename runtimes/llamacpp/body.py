@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeomni.arrays import F32
-from edgeomni.errors import EngineError
+from edgeomni.errors import EngineError, EngineUnavailable
 from edgeomni.interrupt import Interrupt, Interrupted
 from edgeomni.runtimes.llamacpp.library import llama, use_device
 
@@ -83,7 +83,8 @@ class Context:
         params = self._params(kv_type)
         self._context = self._llama.llama_init_from_model(body.model, params)
         if not self._context:
-            raise EngineError(f"llama.cpp cannot allocate a cache of {rows} x {frames} frames; check memory")
+            said = f"llama.cpp cannot allocate a cache of {rows} x {frames} frames; check memory"
+            raise EngineUnavailable("memory", said)
         self._memory = self._llama.llama_get_memory(self._context)
         self._batch = self._llama.llama_batch_init(BATCH, body.stack.width, 1)
         for i in range(BATCH):

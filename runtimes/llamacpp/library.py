@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from edgeomni.engines import ENGINES
-from edgeomni.errors import EngineError
+from edgeomni.errors import EngineUnavailable
 from edgeomni.install_hint import build_command
 from edgeomni.runtimes.ggml.library import set_up_process
 
@@ -41,7 +41,8 @@ def llama() -> Any:
     try:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as exc:
-        raise EngineError(f"llama-cpp-python cannot be loaded ({exc}); {ENGINES['llama.cpp'].install}") from exc
+        said = f"llama-cpp-python cannot be loaded ({exc}); {ENGINES['llama.cpp'].install}"
+        raise EngineUnavailable("package", said) from exc
     llama_cpp.llama_log_set(_log_callback(llama_cpp), ctypes.c_void_p(0))
     _check_structures(llama_cpp)
     llama_cpp.llama_backend_init()
@@ -53,9 +54,10 @@ def use_device(device: str) -> int:
     if device == "cpu":
         return 0
     if not llama().llama_supports_gpu_offload():
-        raise EngineError(
+        raise EngineUnavailable(
+            "device",
             "this llama-cpp-python was built without a GPU backend; build it with CUDA: "
-            f"{build_command('llama-cpp-python', '-DGGML_CUDA=on')} (needs nvcc and a C++ compiler), or use device cpu"
+            f"{build_command('llama-cpp-python', '-DGGML_CUDA=on')} (needs nvcc and a C++ compiler), or use device cpu",
         )
     return -1
 
@@ -73,11 +75,13 @@ def _check_structures(llama_cpp: Any) -> None:
         found["samplers"] = getattr(params, "samplers", None) or None
         loading = model.use_extra_bufts, model.load_mode
     except AttributeError as exc:
-        raise EngineError(f"llama-cpp-python {_version(llama_cpp)} is too old ({exc}); {_REMEDY}") from exc
+        said = f"llama-cpp-python {_version(llama_cpp)} is too old ({exc}); {_REMEDY}"
+        raise EngineUnavailable("version", said) from exc
     if wrong := [name for name, value in _DEFAULTS.items() if found[name] != value] or loading != (True, -1):
-        raise EngineError(
+        raise EngineUnavailable(
+            "version",
             f"llama-cpp-python {_version(llama_cpp)} and its library do not fit together ({wrong}): is "
-            f"LLAMA_CPP_LIB_PATH set? {_REMEDY}"
+            f"LLAMA_CPP_LIB_PATH set? {_REMEDY}",
         )
 
 

@@ -15,7 +15,7 @@ from edgeomni.runtimes.common.trial import said_by
 
 
 def main(path: str) -> int:
-    """0 when the component opens; 1 with the engine's message on stderr. What aborts the engine ends the process."""
+    """0 when the component opens; else a code of trial.py, and the reason on stderr. A crash ends the process."""
     return said_by(lambda: _open(Path(path).resolve()))
 
 
@@ -29,9 +29,9 @@ def _component_of(path: Path) -> tuple[Bundle, str]:
     for root in path.parents:
         if (root / MANIFEST).is_file():
             bundle = Bundle.open(root, hashes=False)
-            for name, component in bundle.manifest.components.items():
+            for component in bundle.exports():
                 if any((root / graph.path).resolve() == path for graph in component.graphs.values()):
-                    return bundle, name
+                    return bundle.with_components({component.name: component}), component.name
     raise BundleError(f"{path}: no bundle around it names it; export the checkpoint again")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgeomni.bundle import Bundle
+from edgeomni.bundle import Bundle, Component
 from edgeomni.components import OpenOptions
 from edgeomni.engines import ENGINES
 
@@ -66,11 +66,25 @@ def _open(bundle: Bundle, name: str, options: OpenOptions, *, exact: bool) -> An
         options.device,
         exact=graphs if exact else (),
         side_by_side=options.side_by_side,
-        half=_half_mode(options, exact=exact) if component.format == "tensorrt" else None,
+        **_narrow(bundle, component, options, exact=exact),
     )
     codec = OrtStaticCodec if component.format == "tensorrt" else OrtCodec
     adapters: dict[str, Any] = {"encoder": OrtEncoder, "llm": OrtLanguageModel, "codec": codec}
     return adapters[name](bundle.path, component, bundle.spec, sessions)
+
+
+def _narrow(bundle: Bundle, component: Component, options: OpenOptions, *, exact: bool) -> dict[str, Any]:
+    """How the graphs of a TensorRT bundle, which compute in narrow types, are opened."""
+    if component.format != "tensorrt":
+        return {}
+    files = {role: bundle.file(graph.path) for role, graph in component.graphs.items()}
+    blocks = [path for role, path in files.items() if not role.endswith("_head")]
+    kinds = set(component.scheme.values())
+    return {
+        "half": _half_mode(options, exact=exact),
+        "foreign": blocks if kinds & {"bf16", "nvfp4"} else (),
+        "folded": blocks if any(kind.startswith(("int8_static", "fp8")) for kind in kinds) else (),
+    }
 
 
 def _half_mode(options: OpenOptions, *, exact: bool) -> HalfMode:

@@ -23,12 +23,9 @@ except ImportError as exc:
         "package", f"the onnxruntime engine is not installed or cannot be loaded ({exc}); {install_command()}"
     ) from exc
 
-from edgeomni.runtimes.onnxruntime import providers
+from edgeomni.runtimes.onnxruntime import opsets, providers
 
-_LOAD_REMEDY = (
-    "verify the bundle with `edgeomni verify`, export it again, or update ONNX Runtime, of which bundles in the "
-    "portable flavour need 1.25 or newer"
-)
+_LOAD_REMEDY = "verify the bundle with `edgeomni verify`, export it again, or update ONNX Runtime"
 _MEMORY_REMEDY = "close what else uses the device's memory, take a smaller precision, or use --device cpu"
 _NO_MEMORY = ("out of memory", "failed to allocate memory", "bad_alloc", "cudaerrormemoryallocation")
 """How ONNX Runtime's arena, the C++ library and CUDA say that there is no memory left."""
@@ -62,16 +59,19 @@ class SessionFactory:
         exact: Collection[Path] = (),
         side_by_side: bool = False,
         half: HalfMode | None = None,
+        foreign: Collection[Path] = (),
+        folded: Collection[Path] = (),
     ) -> None:
         check_threads(threads)
-        self._half = half
+        self._half, self._foreign, self._folded = half, foreign, folded
         self.threads, self.device, self._exact, self._side_by_side = threads, device, exact, side_by_side
         self._providers = providers.usable(device)
         self.memory = providers.MEMORY[device]
 
     def with_threads(self, threads: int) -> SessionFactory:
         """The same, but for the number of threads."""
-        return SessionFactory(threads, self.device, exact=self._exact, side_by_side=self._side_by_side, half=self._half)
+        same = {"exact": self._exact, "foreign": self._foreign, "folded": self._folded}
+        return SessionFactory(threads, self.device, side_by_side=self._side_by_side, half=self._half, **same)
 
     def open(self, path: Path, *, dynamic: bool = False, records: bool = False) -> ort.InferenceSession:
         """A session on the graph at `path`; `dynamic`: with DynamicQuantizeMatMul. Raises EngineError with the file.
@@ -81,7 +81,7 @@ class SessionFactory:
         x86 without VNNI adds up u8 x s8 products in 16 bits, which overflows: there `dynamic` makes the weights u8,
         which is exact (and with VNNI would cost 50 %).
         """
-        with translated(f"{path.name} cannot be loaded", _LOAD_REMEDY):
+        with opsets.demanded(path), translated(f"{path.name} cannot be loaded", _LOAD_REMEDY):
             options = self._options()
             if self._half is not None:
                 return self._open_half(path, options, self._half, records)
@@ -103,13 +103,17 @@ class SessionFactory:
         self, path: Path, options: ort.SessionOptions, mode: HalfMode, records: bool
     ) -> ort.InferenceSession:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-        if mode == "free":
+        if path in self._folded or (mode == "rounding" and path in self._foreign):
+            # fused, products of 8 bits overflow on x86 without VNNI; unfolded, E2M1 would be unpacked in every run
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if mode == "free" and path not in self._foreign:
             return self._session(_existing(path), options, records)
-        from edgeomni.runtimes.onnxruntime import half
-
+        half = _rewriting(path)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        rewritten = (half.rounding if mode == "rounding" else half.widened)(_existing(path))
-        return self._session(rewritten, options)
+        graph, constants = (half.rounding if mode == "rounding" else half.widened)(_existing(path))
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in constants.values()]
+        options.add_external_initializers(list(constants), values)
+        return self._session(graph, options, records and mode == "free")
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
@@ -124,6 +128,19 @@ class SessionFactory:
             options.add_session_config_entry("session.use_env_allocators", "1")
             options.enable_mem_pattern = False  # a plan per input shape would keep a block for each
         return options
+
+
+def _rewriting(path: Path) -> Any:
+    """The module that rewrites graphs. Raises EngineUnavailable where the package onnx is missing."""
+    try:
+        from edgeomni.runtimes.onnxruntime import half
+    except ImportError as exc:
+        raise EngineUnavailable(
+            "package",
+            f"{path.name} holds bfloat16 or FP4, which ONNX Runtime does not compute, and making them float32 needs "
+            f"the package onnx ({exc}): {install_command('export')}, or take a bundle in fp16, int8 or int4",
+        ) from exc
+    return half
 
 
 @cache

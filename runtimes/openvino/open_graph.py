@@ -9,7 +9,7 @@ from edgeomni.runtimes.common.trial import said_by
 
 
 def main(path: str) -> int:
-    """0 when the model opens; 1 with the engine's message on stderr. What aborts the engine ends the process."""
+    """0 when the model opens; else a code of trial.py, and the reason on stderr. A crash ends the process."""
     return said_by(lambda: _open(Path(path)))
 
 

@@ -48,10 +48,12 @@ def wrong_kernels(bundle: Bundle, name: str) -> int | None:
 def problem(device: str) -> str:
     """Why TensorRT cannot compute here, and what to do; "" where it can, as far as can be told without an engine."""
     from edgeomni.runtimes.tensorrt.device import acquire, release
-    from edgeomni.runtimes.tensorrt.library import no_package
+    from edgeomni.runtimes.tensorrt.library import installed, no_package, too_old
 
     if said := no_package():
         return said
+    if all(reasons := [too_old(name) for name in installed()]):
+        return reasons[0]
     try:
         release(acquire())
     except EngineError as exc:

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeomni.arrays import F32
-from edgeomni.errors import EngineError
 from edgeomni.runtimes.common.static_codec import StaticCodec
 from edgeomni.runtimes.tensorrt.engine import Context, Engine, Repeated, array_bytes
 from edgeomni.runtimes.tensorrt.memory import Arena, Block, aligned
@@ -50,9 +49,7 @@ class TrtCodec(StaticCodec[StreamStates]):
 
     def _compute(self, inputs: Inputs, states: StreamStates | None) -> tuple[F32, StreamStates]:
         """Runs the graph on codes, pushed, total and noise -> wave [samples]; the states stay on the device."""
-        with self._device.lock:
-            if self._engines.closed:
-                raise EngineError("this codec is closed; open it again")
+        with self._engines.using():
             self._device.collect()
             states = self._states.made_current(states)
             push = self._usual if self._usual.fits(inputs) else self._of_any_size
@@ -124,13 +121,13 @@ class _Push:
         names = [t.name for t in tensors.values() if t.is_input and not t.name.startswith("state.")]
         self._shapes = {name: profile[name][1 if usual else 2] for name in names}
         self._varying = [name for name in names if -1 in tensors[name].shape]
-        self._inputs = Block(arena, {name: (shape, tensors[name].raw) for name, shape in self._shapes.items()})
+        self._inputs = Block(arena, {name: (shape, tensors[name].numbers) for name, shape in self._shapes.items()})
         shapes = {name: self._shapes[name] for name in self._varying}
         self._context = engine.context(arena, scratch, shapes, fixed=usual)
         for name in names:
             self._context.bind(name, self._inputs.address(name))
         states.bind(self._context)
-        self._wave = Block(arena, {"wave": (self._context.shape("wave"), tensors["wave"].raw)})
+        self._wave = Block(arena, {"wave": (self._context.shape("wave"), tensors["wave"].numbers)})
         self._context.bind("wave", self._wave.address("wave"))
         self._repeated = Repeated(arena, (self._context,), self._enqueue) if usual else None
 

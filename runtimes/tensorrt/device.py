@@ -17,6 +17,7 @@ from typing import Any
 
 from edgeomni.errors import EngineError, EngineUnavailable
 from edgeomni.install_hint import install_command
+from edgeomni.runtimes.tensorrt.lock import Lock
 
 _REMEDY = "check `nvidia-smi` (on a Jetson `tegrastats`), or run on another engine: `--engine onnxruntime --device cpu`"
 _log = logging.getLogger("edgeomni")
@@ -38,18 +39,19 @@ class Facts:
 class Device:
     """Device 0 of those that CUDA_VISIBLE_DEVICES leaves, with the one stream that all work of this process goes into.
 
-    `lock` is held by whoever enqueues, up to the end of what belongs together. Get one from `acquire`, which shares it.
-    Raises EngineError where cuda-python, a driver or a device is missing.
+    `lock` is held by whoever allocates or enqueues, up to the end of what belongs together. Get one from `acquire`,
+    which shares it. Raises EngineError where cuda-python, a driver or a device is missing.
     """
 
     def __init__(self) -> None:
         self._cuda = _bindings()
         self.facts = self._read_facts()
-        self.lock = threading.RLock()
+        self.lock = Lock(self._call)
         self.garbage: deque[ExitStack] = deque()
         self._pending = False
         self.users = 0
-        (stream,) = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
+        with self.lock:
+            (stream,) = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
         self._stream: Any = stream
 
     @property
@@ -106,7 +108,7 @@ class Device:
         self._enqueue("cudaMemsetAsync", address, 0, size)
 
     def enqueued(self) -> None:
-        """Says that something else (an engine) has put work into the stream."""
+        """Says that something else (an engine) puts work into the stream; one that fails may have put in a part."""
         self._pending = True
 
     def synchronize(self) -> None:
@@ -124,7 +126,7 @@ class Device:
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
             enqueue()
-        except EngineError:
+        except BaseException:  # an interrupt as well: a stream that is left capturing takes no other work
             with contextlib.suppress(EngineError):  # a broken capture ends with an error, and often without a graph
                 (graph,) = self._call("cudaStreamEndCapture", self._stream)
                 self._destroy_graph(graph)
@@ -139,8 +141,7 @@ class Device:
         return Graph(self, executable)
 
     def launch(self, executable: Any) -> None:
-        self._call("cudaGraphLaunch", executable, self._stream)
-        self._pending = True
+        self._enqueue("cudaGraphLaunch", executable)
 
     def destroy(self, executable: Any) -> None:
         self._call("cudaGraphExecDestroy", executable)
@@ -162,10 +163,11 @@ class Device:
 
     def close(self) -> None:
         """Gives back the stream, and what arenas left behind."""
-        self.collect()
-        with contextlib.suppress(EngineError):
-            self.synchronize()
-        self._call("cudaStreamDestroy", self._stream)
+        with self.lock:
+            self.collect()
+            with contextlib.suppress(EngineError):
+                self.synchronize()
+            self._call("cudaStreamDestroy", self._stream)
 
     def _destroy_graph(self, graph: Any) -> None:
         if graph:
@@ -175,13 +177,14 @@ class Device:
         self._enqueue("cudaMemcpyAsync", target, source, size, getattr(self._cuda.cudaMemcpyKind, kind))
 
     def _enqueue(self, function: str, *arguments: Any) -> None:
-        self._call(function, *arguments, self._stream)
         self._pending = True
+        self._call(function, *arguments, self._stream)
 
     def _call(self, function: str, *arguments: Any, what: str = "") -> tuple[Any, ...]:
         """Calls a function of the runtime API, whose first result is its error. Raises EngineError for one."""
         error, *results = getattr(self._cuda, function)(*arguments)
         if error != self._cuda.cudaError_t.cudaSuccess:
+            self._cuda.cudaGetLastError()  # else the next to ask, in whatever library, takes the error for its own
             raise EngineError(f"{what or 'CUDA failed'}: {function} says {_named(self._cuda, error)}; {_REMEDY}")
         return tuple(results)
 

@@ -28,9 +28,9 @@ class TrtEncoder:
                 raise EngineError(f"encoder: the engine takes {self._most} mel frames, not {most}; export again")
             self._varies = -1 in engine.tensors["mel"].shape
             arena, tensors = engines.arena, engine.tensors
-            self._mel = Block(arena, {"mel": ((1, n_mels, most), tensors["mel"].raw)})
+            self._mel = Block(arena, {"mel": ((1, n_mels, most), tensors["mel"].numbers)})
             shape = (1, most // 2, spec.body.width)
-            self._features = Block(arena, {"features": (shape, tensors["features"].raw)})
+            self._features = Block(arena, {"features": (shape, tensors["features"].numbers)})
             shapes: dict[str, Shape] = {"mel": (1, n_mels, most)} if self._varies else {}
             self._context = engine.context(arena, engines.scratch(), shapes, fixed=not self._varies)
             self._context.bind("mel", self._mel.address("mel"))
@@ -47,7 +47,7 @@ class TrtEncoder:
             raise EngineError(f"this engine takes windows of {self._most} mel frames alone, not {frames}; export again")
         if interrupt is not None:
             interrupt.check()
-        with self._device.lock:
+        with self._engines.using():
             return self._run(mel, wanted)
 
     def close(self) -> None:
@@ -56,8 +56,6 @@ class TrtEncoder:
             self._engines.close()
 
     def _run(self, mel: F32, wanted: int) -> F32:
-        if self._engines.closed:
-            raise EngineError("this encoder is closed; open it again")
         device, width = self._device, self._spec.body.width
         device.synchronize()
         mels, features = self._mel.host["mel"].reshape(-1), self._features.host["features"].reshape(-1)

@@ -38,6 +38,13 @@ class Tensor:
         """numpy's type, or an unsigned integer of the same size where it has none: for what is only moved."""
         return self.dtype or np.dtype(f"uint{8 * self.itemsize}")
 
+    @property
+    def numbers(self) -> np.dtype[Any]:
+        """numpy's type: for what the host writes or reads. Raises EngineError where it has none."""
+        if self.dtype is None:
+            raise EngineError(f"the engine's {self.name} has a type that numpy does not know; {_REMEDY}")
+        return self.dtype
+
 
 class Engine:
     """An engine in device memory. `what` names it in messages ("llm/body").
@@ -144,6 +151,10 @@ class Engine:
         for i in range(engine.num_io_tensors):
             name = engine.get_tensor_name(i)
             dtype, itemsize = library.element(engine.get_tensor_dtype(name))
+            if engine.get_tensor_location(name) != self._module.TensorLocation.DEVICE:
+                raise EngineError(
+                    f"{self.what}: {name} would be read by the host, which no graph can repeat; {_REMEDY}"
+                )
             is_input = engine.get_tensor_mode(name) == self._module.TensorIOMode.INPUT
             found.append(Tensor(name, tuple(engine.get_tensor_shape(name)), dtype, itemsize, is_input))
         return found
@@ -163,8 +174,8 @@ class Context:
         self._engine, self._device, self._context, self._words = engine, device, context, words
 
     def use_profile(self, profile: int) -> None:
-        self._check(self._context.set_optimization_profile_async(profile, self._device.stream), "set a profile")
         self._device.enqueued()
+        self._check(self._context.set_optimization_profile_async(profile, self._device.stream), "set a profile")
 
     def reshape(self, name: str, shape: Shape) -> None:
         """Sets the shape of an input."""
@@ -182,8 +193,8 @@ class Context:
 
     def enqueue(self) -> None:
         """Puts one run into the stream."""
-        self._check(self._context.execute_async_v3(self._device.stream), "run")
         self._device.enqueued()
+        self._check(self._context.execute_async_v3(self._device.stream), "run")
 
     def capturable(self) -> bool:
         """Whether the context says that a capture of it can work; TensorRT older than that question says nothing."""

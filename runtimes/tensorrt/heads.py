@@ -23,14 +23,14 @@ class Head:
         engine.need_shapes({"hidden": (1, 1, width), "logits": (1, 1, rows)})
         tensors = engine.tensors
         self._input = Block(arena, {"hidden": ((1, 1, width), tensors["hidden"].raw)})
-        self._logits = Block(arena, {"logits": ((1, 1, rows), tensors["logits"].raw)})
+        self._logits = Block(arena, {"logits": ((1, 1, rows), tensors["logits"].numbers)})
         self._ids = None
         shapes = {"hidden": (1, 1, width)} if -1 in tensors["hidden"].shape else {}
         context = engine.context(arena, scratch, shapes, fixed=True)
         context.bind("hidden", self._input.address("hidden"))
         context.bind("logits", self._logits.address("logits"))
         if IDS in tensors:
-            self._ids = Block(arena, {IDS: (tensors[IDS].shape, tensors[IDS].raw)})
+            self._ids = Block(arena, {IDS: (tensors[IDS].shape, tensors[IDS].numbers)})
             context.bind(IDS, self._ids.address(IDS))
         self._repeated = Repeated(arena, (context,), context.enqueue)
 

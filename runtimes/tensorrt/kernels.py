@@ -39,8 +39,9 @@ class Kernels:
         """Writes what has been compiled since. A cache that cannot be written costs the next start some seconds."""
         if self._cache is None:
             return
-        data = bytes(self._cache.serialize())
-        if data == self._stored:
+        memory = self._cache.serialize()
+        data = b"" if memory is None else bytes(memory)
+        if not data or data == self._stored:
             return
         with contextlib.suppress(OSError, EdgeOmniError):
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeomni.engines import installed_version
+from edgeomni.engines import installed_version, release
 from edgeomni.errors import EngineError, EngineUnavailable
 from edgeomni.install_hint import install_command
 
@@ -25,6 +25,9 @@ _DISTRIBUTIONS = {
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
 }
+OLDEST = {"tensorrt": (10, 15)}
+"""Package -> the first version whose parser takes the graphs' opset and RotaryEmbedding, RMSNormalization and
+TensorScatter (onnx-tensorrt's docs/Changelog.md, TensorRT 10.15). JetPack 6 has 10.3."""
 _NUMPY = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "INT8": "int8", "BOOL": "bool"}
 _SIZES = {"BF16": 2}
 """Bytes of element types that numpy does not have; their tensors stay on the device."""
@@ -86,6 +89,18 @@ def no_package() -> str:
         return ""
     rtx, other = (install_command(extra) for extra in EXTRAS.values())
     return f"TensorRT is not installed; for a desktop GPU: {rtx}; for a Jetson or a data-centre GPU: {other}"
+
+
+def too_old(name: str) -> str:
+    """Why the installed version of a package cannot build engines of a bundle's graphs; "" where it can."""
+    version = version_of(name)
+    oldest = OLDEST.get(name, ())
+    if not version or release(version) >= oldest:
+        return ""
+    return (
+        f"{name} {version} does not take the bundle's graphs, which need {name} {'.'.join(map(str, oldest))} or newer; "
+        "update it (on a Jetson: JetPack), or use a bundle in another format, for instance gguf"
+    )
 
 
 def installed(names: Sequence[str] = tuple(EXTRAS)) -> list[str]:

@@ -68,19 +68,21 @@ class TrtLanguageModel(ParallelHeads[Outputs]):
     def _warmed(self) -> Buffers:
         """Caches on which every kind of call has run, so that the first turn waits for no preparation of TensorRT's."""
         buffers, width = self._new_buffers(), self._spec.body.width
-        for rows, frames in ((1, buffers.most_frames), (1, 1), (1, 1), (2, 1), (2, 1)):
-            self._staged_by(buffers.run(np.zeros((rows, frames, width), np.float32), 0))
-        for head in (self._text_head, self._audio_head):
-            head.logits(None), head.logits(None)
+        try:
+            for rows, frames in ((1, buffers.most_frames), (1, 1), (1, 1), (2, 1), (2, 1)):
+                self._staged_by(buffers.run(np.zeros((rows, frames, width), np.float32), 0))
+            for head in (self._text_head, self._audio_head):
+                head.logits(None), head.logits(None)
+        except BaseException:
+            buffers.arena.close()
+            raise
         return buffers
 
     def start(self, rows: int, max_frames: int) -> TrtState:
         """An empty state. All caches are alike, so that those of an earlier turn serve again."""
         check_start(rows, max_frames, self._context, ROWS)
-        with self._device.lock:
+        with self._engines.using():
             self._device.collect()
-            if self._engines.closed:
-                raise EngineError("this LLM is closed; open it again")
             while len(self._spare) > _SPARE_STATES:
                 self._spare.popleft().arena.close()
             try:
@@ -110,7 +112,7 @@ class TrtLanguageModel(ParallelHeads[Outputs]):
 
     def fork(self, state: TrtState) -> None:
         row = state.next_row()
-        with self._device.lock:
+        with self._engines.using():
             state.caches.copy_row(0, row, state.length)
         state.rows += 1
 
@@ -119,14 +121,14 @@ class TrtLanguageModel(ParallelHeads[Outputs]):
         state.rows -= 1
 
     def text_logits(self, hidden: Outputs, row: int) -> F32:
-        with self._device.lock:
+        with self._engines.using():
             staged = self._is_staged(hidden, self._text_head) and row == hidden.rows - 1
             return self._text_head.logits(None if staged else hidden.row("text", row))
 
     def audio_logits(self, hidden: Outputs, row: int, given: I64 | None = None) -> F32:
         """[K, audio_vocab]. With a TTS adapter only row 0 has audio: raises EngineError for others."""
         layout = self._spec.layout
-        with self._device.lock:
+        with self._engines.using():
             logits = self._audio_head.logits(self._audio_hidden(hidden, row))
         return logits.reshape(layout.streams, layout.audio_vocab)
 
@@ -134,7 +136,7 @@ class TrtLanguageModel(ParallelHeads[Outputs]):
         """Where `rule` is deterministic the engine chooses, if it can, and only the ids leave the device."""
         if not (rule.deterministic and self._audio_head.chooses):
             return super().frame_ids(hidden, row, text_id, draws, rule)
-        with self._device.lock:
+        with self._engines.using():
             return self._audio_head.ids(self._audio_hidden(hidden, row))
 
     def close(self) -> None:
@@ -146,7 +148,7 @@ class TrtLanguageModel(ParallelHeads[Outputs]):
             self._engines.close()
 
     def _append(self, embeds: F32, state: TrtState) -> Outputs:
-        with self._device.lock:
+        with self._engines.using():
             outputs = self._staged_by(state.caches.run(embeds, state.length))
         state.length += embeds.shape[1]
         return outputs

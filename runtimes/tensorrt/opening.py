@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgeomni.errors import EngineError
 from edgeomni.runtimes.tensorrt.device import Facts, acquire, release
 from edgeomni.runtimes.tensorrt.engine import Engine
 from edgeomni.runtimes.tensorrt.kernels import Kernels
 from edgeomni.runtimes.tensorrt.library import Library
 from edgeomni.runtimes.tensorrt.memory import Arena
+
+_SPOKEN = {"llm": "LLM"}
 
 
 class Serialized(NamedTuple):
@@ -66,6 +69,14 @@ class Engines:
         """Address and size of memory in which any of the engines opened so far can run, one at a time."""
         size = max((engine.scratch for engine in self._engines), default=0)
         return (self.arena.array(size), size) if size else (0, 0)
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Holds the device's lock. Raises EngineError where all was given back: addresses and graphs are no more."""
+        with self.device.lock:
+            if self.closed:
+                raise EngineError(f"this {_SPOKEN.get(self._name, self._name)} is closed; open it again")
+            yield
 
     @property
     def closed(self) -> bool:

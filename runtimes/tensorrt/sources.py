@@ -19,7 +19,7 @@ from edgeomni.errors import EngineUnavailable, ExportError
 from edgeomni.install_hint import install_command
 from edgeomni.runtimes.tensorrt import cache
 from edgeomni.runtimes.tensorrt.device import Facts
-from edgeomni.runtimes.tensorrt.library import EXTRAS, Library, installed, library_of, version_of
+from edgeomni.runtimes.tensorrt.library import EXTRAS, Library, installed, library_of, too_old, version_of
 from edgeomni.runtimes.tensorrt.opening import Serialized
 from edgeomni.tensorrt_builder import Recipe, build_engine, predicted_bytes
 from edgeomni.tensorrt_targets import TARGETS
@@ -121,6 +121,8 @@ def _package(facts: Facts, component: Component, why: object) -> str:
     known = TARGETS.get(facts.sm)
     able = [name for name in EXTRAS if name == "tensorrt" or (known is not None and known.rtx)]
     if here := installed(able):
+        if said := too_old(here[0]):
+            raise EngineUnavailable("version", said)
         return here[0]
     raise EngineUnavailable(
         "package",

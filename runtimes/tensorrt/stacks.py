@@ -103,6 +103,7 @@ class Outputs:
     """What one pass put out: `text` [rows, D] and `audio`, which with a TTS adapter is its [1, D].
 
     In the engine's own type. They lie in buffers of the pass, until it is used again: then `keep` has copied them.
+    The buffers of a state that is gone may be given back before that.
     """
 
     source: Pass
@@ -111,6 +112,8 @@ class Outputs:
 
     def keep(self) -> None:
         if not self.kept:
+            if self.source.closed:
+                raise EngineError("the state of this hidden is gone, and its memory given back; ask while it is there")
             self.source.device.synchronize()
             self.kept = {name: array.copy() for name, array in self.source.outputs.host.items()}
 
@@ -131,13 +134,13 @@ class Pass:
     With one frame nothing but the inputs' contents changes from call to call, so that it is launched as a CUDA graph.
     """
 
-    def __init__(self, buffers: Buffers, rows: int, frames: int) -> None:
+    def __init__(self, buffers: Buffers, arena: Arena, rows: int, frames: int) -> None:
         self.device, self._rows, self._frames = buffers.device, rows, frames
-        self._buffers, arena = buffers, buffers.arena
+        self._buffers, self._arena = buffers, arena
         body = buffers.stacks[0]
         tensors, width = body.engine.tensors, body.width
         shapes = body.position_shapes(rows, frames) | {"inputs_embeds": (rows, frames, width)}
-        self._inputs = Block(arena, {name: (shape, tensors[name].raw) for name, shape in shapes.items()})
+        self._inputs = Block(arena, {name: (shape, tensors[name].numbers) for name, shape in shapes.items()})
         hidden = tensors["hidden"]
         made: dict[str, tuple[Shape, np.dtype[Any]]] = {"text": ((rows, 1, width), hidden.raw)}
         if len(buffers.stacks) > 1:
@@ -146,6 +149,11 @@ class Pass:
         self._contexts = tuple(self._context(i, stack) for i, stack in enumerate(buffers.stacks))
         self._repeated = Repeated(arena, self._contexts, self._enqueue) if frames == 1 else None
         self._last: weakref.ref[Outputs] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the memory of its outputs was given back."""
+        return self._arena.closed
 
     def run(self, embeds: F32, past: int) -> Outputs:
         """Enqueues the frames embeds [rows, S, D] behind `past` frames; what comes out is there after `synchronize`."""
@@ -190,7 +198,7 @@ class Pass:
 
     def _context(self, i: int, stack: Stack) -> Context:
         """The body's context, or the TTS adapter's, which runs on row 0 of what the body puts out."""
-        arena, buffers = self._buffers.arena, self._buffers
+        arena, buffers = self._arena, self._buffers
         rows = self._rows if i == 0 else 1
         context = stack.engine.context(
             arena, buffers.scratch, stack.shapes(rows, self._frames), fixed=self._frames == 1
@@ -219,20 +227,28 @@ class Buffers:
         self.arena = Arena(device)
         try:
             self.caches = tuple(Cache(self.arena, stack) for stack in stacks)
-        except EngineError:
+        except BaseException:
             self.arena.close()
             raise
         self._passes: dict[tuple[int, bool], Pass] = {}
 
     def run(self, embeds: F32, past: int) -> Outputs:
         """Appends embeds [rows, S, D] behind `past` frames of the first rows."""
-        if self.arena.closed:
-            raise EngineError("this LLM is closed; open it again")
         rows, frames, _ = embeds.shape
         key = rows, frames == 1
         if key not in self._passes:
-            self._passes[key] = Pass(self, rows, 1 if frames == 1 else self.most_frames)
+            self._passes[key] = self._new_pass(rows, 1 if frames == 1 else self.most_frames)
         return self._passes[key].run(embeds, past)
+
+    def _new_pass(self, rows: int, frames: int) -> Pass:
+        arena = Arena(self.device)
+        try:
+            made = Pass(self, arena, rows, frames)
+        except BaseException:
+            arena.close()
+            raise
+        self.arena.keep(arena.close)
+        return made
 
     @property
     def most_frames(self) -> int:
