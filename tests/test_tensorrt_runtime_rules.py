@@ -21,6 +21,7 @@ from edgeomni.model.omni import OmniModel
 from edgeomni.runtimes.tensorrt import engine as engines
 from edgeomni.runtimes.tensorrt.device import Device, acquire, release
 from edgeomni.runtimes.tensorrt.llm import _check_types
+from edgeomni.runtimes.tensorrt.stacks import Stack
 
 
 @pytest.fixture(scope="module")
@@ -273,3 +274,14 @@ def test_without_a_tts_adapter_the_body_feeds_both_heads() -> None:
     _check_types(opened)
     with pytest.raises(EngineError, match="body gives hidden in another type than audio_head takes"):
         _check_types({**opened, "audio_head": engine_with("llm/audio_head", hidden=FULL)})
+
+
+@pytest.mark.parametrize(("prefill", "most"), [(64, 64), (128, 128), (512, 128), (1, 1)])
+def test_a_prompt_goes_in_by_pieces_as_large_as_the_engine_takes(prefill: int, most: int) -> None:
+    stack = object.__new__(Stack)
+    stack.engine, stack.width = engine_with("llm/body"), 8
+    stack.engine.profiles = [
+        {"inputs_embeds": ((1, 1, 8), (1, 1, 8), (1, prefill, 8))},
+        {"inputs_embeds": ((2, 1, 8), (2, 1, 8), (2, 600, 8))},
+    ]
+    assert stack.most_frames == most
