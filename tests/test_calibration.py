@@ -31,6 +31,7 @@ from edgeomni.quantize import calibrate
 from edgeomni.quantize.schemes import Scheme, dequantize, parse, quantize, signed_codes
 from edgeomni.question import Question
 from edgeomni.runtimes.torch import TorchEncoder, TorchLanguageModel
+from edgeomni.spec import Task
 from edgeomni.text import Tokenizer
 
 SAMPLES = [
@@ -53,6 +54,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_samples_are_spread_evenly_and_bounded_for_each_task() -> None:
+    tt: tuple[Task, ...] = ("tt",)
     many = [Sample(f"m:{i}", None, text=str(i)) for i in range(10)] + [Sample("a", None, audio=(Clip.of("x.wav"),))]
     found = CalibrationData(many, limit=4).chosen(("asr", "at", "tt", "ta"))
     assert [s.text for s, t in found if t == "tt"] == ["0", "3", "6", "9"]
@@ -63,7 +65,7 @@ def test_samples_are_spread_evenly_and_bounded_for_each_task() -> None:
         (s.where, t) for s, t in CalibrationData(own).chosen(("tt", "ta", "aa")) if s.where in ("own", "blank")
     } == {("own", "ta")}
     assert [t for _, t in CalibrationData(many, tasks=["ta"], limit=4).chosen(("asr", "at", "tt", "ta"))] == ["ta"] * 4
-    assert len(CalibrationData(many).chosen(("tt",))) == 10
+    assert len(CalibrationData(many).chosen(tt)) == 10
 
 
 def test_what_the_body_reads_is_recorded(tiny_model: Any) -> None:
@@ -117,7 +119,6 @@ def bundles(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers, "LONGEST", 8)
         made = {f: exported(tiny_model, root / f, f, options={f: {"block": 32}}) for f in ("onnx", "openvino")}
-        made["again"] = exported(tiny_model, root / "again", options={"onnx": {"block": 32}})
     return made
 
 
@@ -140,27 +141,26 @@ def body(bundle: Bundle) -> dict[str, tuple[np.ndarray, bytes]]:
     return found
 
 
-def test_formats_hold_the_same_codes_and_exporting_again_gives_them_again(
-    tiny_model: Any, bundles: dict[str, Bundle]
-) -> None:
+def test_formats_hold_the_same_codes(tiny_model: Any, bundles: dict[str, Bundle]) -> None:
     onnx, openvino = body(bundles["onnx"]), body(bundles["openvino"])
     assert set(onnx) == set(openvino) and len(onnx) == 12
     for name, (codes, scales) in onnx.items():
         np.testing.assert_array_equal(codes, openvino[name][0])
         assert scales == openvino[name][1]
-    assert bundles["again"].digest == bundles["onnx"].digest
     down = tiny_model.get_parameter("body.layers.0.mlp.down_proj.weight").detach().numpy()
     nearest = signed_codes(quantize(down, Scheme("int4", 32)))
     assert 0.3 < np.mean(onnx["body.layers.0.mlp.down_proj"][0] == nearest.reshape(-1)) < 0.95
 
 
 def test_codes_are_those_that_the_turns_choose(tiny_model: Any, bundles: dict[str, Bundle]) -> None:
+    """Asked and chosen once more, the codes are the same: neither depends on what ran before."""
     found = calibrate.choose(tiny_model, recorded(tiny_model, DATA).inputs, Scheme("int4", 32))
-    stored = body(bundles["onnx"])["body.layers.1.mlp.down_proj"]
-    packed = found["body.layers.1.mlp.down_proj.weight"]
-    assert packed.scales is not None
-    floats = stored[0].reshape(-1, 32) * np.frombuffer(stored[1], np.float32)[:, None]
-    np.testing.assert_array_equal(floats.reshape(dequantize(packed).shape).astype(np.float32), dequantize(packed))
+    stored = body(bundles["onnx"])
+    for name in (f"body.layers.{i}.{part}" for i in range(3) for part in ("self_attn.o_proj", "mlp.down_proj")):
+        wanted = dequantize(found[f"{name}.weight"])
+        codes, scales = stored[name]
+        floats = (codes.reshape(-1, 32) * np.frombuffer(scales, np.float32)[:, None]).astype(np.float32)
+        np.testing.assert_array_equal(floats.reshape(wanted.shape), wanted)
 
 
 def test_the_gate_passes_and_the_manifest_tells(bundles: dict[str, Bundle]) -> None:
@@ -297,9 +297,9 @@ ASKED = [
 
 def divergence(model: Any, original: Any, questions: list[Question]) -> float:
     """Mean over the heads that answer, of `model` from `original` along the latter's answers."""
-    sides = [answers.Side(TorchEncoder(original), TorchLanguageModel(m)) for m in (original, model)]
+    mine, theirs = (answers.Side(TorchEncoder(original), TorchLanguageModel(m)) for m in (original, model))
     tokenizer = Tokenizer(original.tokenizer_json, original.spec.layout)
-    _, details = answers.measure(*sides, original.spec, tokenizer, questions)
+    _, details = answers.measure(mine, theirs, original.spec, tokenizer, questions)
     return float(np.mean([head["kl"] for head in details["heads"].values()]))
 
 
