@@ -1,7 +1,7 @@
 """The device install and its tests on 64-bit ARM Debian, emulated by qemu on this machine. No figure of speed is taken.
 
 sudo apt-get install debootstrap qemu-user-static binfmt-support
-sudo .venv/bin/python benchmarks/arm64_tests.py --work /tmp/edgeomni-arm64 [--only MODULE ...] [--with NAME==VERSION ...]
+sudo .venv/bin/python benchmarks/arm64_tests.py --work /tmp/arm64 [--only MODULE ...] [--with NAME==VERSION ...]
 
 DIR/root becomes a minimal Debian for arm64 (kept and used again). This checkout's wheel, its dependencies' aarch64
 wheels and pytest are put into it by this machine's pip, nothing is compiled. Inside, in a mount namespace that ends
