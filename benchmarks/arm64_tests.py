@@ -1,14 +1,16 @@
 """The device install and its tests on 64-bit ARM Debian, emulated by qemu on this machine. No figure of speed is taken.
 
 sudo apt-get install debootstrap qemu-user-static binfmt-support
-sudo .venv/bin/python benchmarks/arm64_tests.py --work /tmp/edgeomni-arm64 [--only test_device.py ...]
+sudo .venv/bin/python benchmarks/arm64_tests.py --work /tmp/arm64 [--only MODULE ...] [--with NAME==VERSION ...]
 
 DIR/root becomes a minimal Debian for arm64 (kept and used again). This checkout's wheel, its dependencies' aarch64
 wheels and pytest are put into it by this machine's pip, nothing is compiled. Inside, in a mount namespace that ends
 with it: `edgeomni doctor`, `edgeomni verify nano --gate` (the shipped bundle must choose as on the machine that judged
 it), `edgeomni run nano`, and the tests that tests/run_pythons.py runs on a device, on bundles that this machine exports
 of the golden layouts. Needs root, a package index and about 1.2 GB. The last line is one JSON object; exits with 1 if
-anything failed. An emulated processor takes some 20 times as long, so give --only where time is short.
+anything failed. An emulated processor takes some 20 times as long, so give --only where time is short. Under qemu 7.2
+(Debian 12) `import onnxruntime` of 1.29, 1.31 and 1.32 ends with a segmentation fault; 1.25 works, hence --with
+onnxruntime==1.25.0 there.
 """
 
 from __future__ import annotations
@@ -45,18 +47,20 @@ def debian(root: Path) -> None:
     """A minimal Debian with Python. Its packages' scripts run under qemu, registered with the kernel by binfmt_misc."""
     if (root / "usr/bin/python3").exists():
         return
-    command = ["debootstrap", "--arch=arm64", "--variant=minbase", "--include=python3,python3-venv", RELEASE, str(root)]
+    command = ["debootstrap", "--arch=arm64", "--variant=minbase", "--include=python3", RELEASE, str(root)]
     subprocess.run(command, check=True)
 
 
-def install(root: Path, source: Path, wheels: Path) -> None:
+def install(root: Path, source: Path, wheels: Path, wanted: Sequence[str] = ()) -> None:
     """Puts this checkout and what it needs where the Debian's Python looks, all of it as wheels for its machine."""
+    shutil.rmtree(wheels, ignore_errors=True)
+    wheels.mkdir(parents=True)
     subprocess.run(
         [*PIP, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(source)], check=True
     )
     there = ["--only-binary=:all:", "--implementation", "cp", "--python-version", PYTHON]
     there += [word for tag in TAGS for word in ("--platform", tag)]
-    needed = [*dependencies(PYTHON), *TOOLS]
+    needed = [*dependencies(PYTHON), *TOOLS, *wanted]
     subprocess.run([*PIP, "download", "-q", "--dest", str(wheels), *there, *needed], check=True)
     site = root / f"usr/local/lib/python{PYTHON}/dist-packages"
     shutil.rmtree(site, ignore_errors=True)
@@ -104,17 +108,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="Folder for the Debian, wheels and bundles.")
     parser.add_argument("--only", nargs="*", metavar="MODULE", help="These test modules instead of all.")
+    parser.add_argument("--with", dest="wanted", nargs="*", default=[], metavar="NAME==VERSION", help="Also install.")
     parser.add_argument("--timeout", type=float, default=7200, help="Seconds for each command inside.")
     args = parser.parse_args(argv)
     if os.geteuid() != 0:
         parser.error("needs root: debootstrap and chroot do")
     work = args.work.resolve()
     root, wheels = work / "root", work / "wheels"
-    for folder in (work, wheels):
-        folder.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     debian(root)
     source = source_distribution(work)
-    install(root, source, wheels)
+    install(root, source, wheels, args.wanted)
     shutil.rmtree(root / INSIDE, ignore_errors=True)
     shutil.copytree(source, root / INSIDE / "source")
     export_bundles(root / INSIDE / "bundles")

@@ -13,6 +13,7 @@ from typing import Literal
 
 from .errors import EngineError, UsageError
 from .install_hint import install_command
+from .onnx_files import NEW_OPSET_NEEDS
 
 ComponentName = Literal["encoder", "llm", "codec"]
 COMPONENTS: tuple[ComponentName, ...] = ("encoder", "llm", "codec")
@@ -45,6 +46,8 @@ class Engine:
     distributions: tuple[str, ...]
     components: tuple[str, ...] = COMPONENTS
     untested: tuple[str, ...] = ()
+    all_from: tuple[int, ...] = ()
+    """The first version that opens every bundle in its formats; older ones open some. Empty: the oldest taken does."""
     exclusive: bool = False
     """Whether the distributions write the same files, so that the one installed last is the one that runs."""
 
@@ -78,6 +81,7 @@ ENGINES = {
             "",
             ("onnxruntime", "onnxruntime-gpu"),
             untested=("tensorrt",),
+            all_from=NEW_OPSET_NEEDS,
             exclusive=True,
         ),
         Engine("llama.cpp", "llamacpp", ("gguf",), ("cpu", "cuda"), "gguf", ("llama-cpp-python",)),

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 TOOLS = ("hypothesis", "pytest", "pytest-timeout", "setuptools>=77")
 MODULES = (
+    "test_apart.py",
     "test_audio.py",
     "test_bundle.py",
     "test_cancel.py",

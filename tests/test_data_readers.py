@@ -195,6 +195,14 @@ def test_any_content_gives_samples_faults_or_a_data_error(
     assert all(place.startswith(f"{file}:") for place in places)
 
 
+def test_a_line_of_blanks_that_only_text_knows_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "wav.scp").write_text("a a.wav\n")
+    (tmp_path / "text").write_text("a said\n")
+    (tmp_path / "utt2spk").write_bytes(b"\x1c\na b\n")
+    data = read_data(tmp_path, max_bad=None)
+    assert [fault.where for fault in data.faults] == [f"{tmp_path / 'utt2spk'}:1"] and data.samples
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.fixed_dictionaries({name: st.binary(max_size=20) for name in ("wav.scp", "text", "utt2spk")}))
 def test_any_kaldi_folder_gives_samples_faults_or_a_data_error(tmp_path: Path, files: dict[str, bytes]) -> None:

@@ -77,6 +77,9 @@ def test_doctor_tells_what_works_what_does_not_and_what_is_untested(monkeypatch:
     assert told["cpu"] == {"problem": "", "untested": False}
     assert told["tensorrt"] == {"problem": "tensorrt is gone; install it", "untested": True}
     assert report["engines"]["torch"]["devices"] is None
+    uses = {name: part["use"] for name, part in report["engines"].items()}
+    assert uses["onnxruntime"] == "runs bundles in onnx, tensorrt on cpu or cuda or tensorrt"
+    assert uses["torch"] == "runs checkpoints on cpu or cuda"
     shown = CliRunner().invoke(main, ["doctor"], env={"COLUMNS": "200"}).output
     assert "cpu: yes, cuda: no, tensorrt: no (untested on a GPU)" in shown and "not asked" in shown
     assert "onnxruntime on cuda: cuda is gone; install it" in shown
@@ -90,6 +93,11 @@ def test_two_packages_of_one_engine_are_warned_of(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(doctor, "installed_version", lambda names: "1.0")
     shown = CliRunner().invoke(main, ["doctor"]).output
     assert "note: onnxruntime and onnxruntime-gpu are both installed and write the same folder" in shown
+    assert "1.0" in shown and "not found" not in shown
+    monkeypatch.setattr(doctor, "_version", lambda names: "1.0" if "onnxruntime" in names else None)
+    shown = CliRunner().invoke(main, ["doctor"], env={"COLUMNS": "200"}).output
+    assert "both installed" not in shown and "not found" in shown
+    assert "for llama.cpp:" in shown and ENGINES["llama.cpp"].install in shown and "for onnxruntime:" not in shown
 
 
 def test_a_gpu_is_found_by_what_its_driver_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,7 @@ class Variant(torch.nn.Module):
 
         super().__init__()
         torch.manual_seed(0)
+        self.chosen_codes = self.recorded = None
         self.spec = replace(tiny.spec, front_end=FrontEndSpec(n_mels=n_mels), adapter=adapter)
         self.encoder = encoders.build(self.spec.encoder, n_mels).eval()
         self.adapter = build_adapter(adapter, self.spec.encoder.width, self.spec.body.width)

@@ -132,7 +132,7 @@ def test_a_codec_without_known_lengths_computes_all_pushes_with_the_threads_that
 def test_a_device_that_is_no_cpu_keeps_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its threads are not the ones that the LLM computes with."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    decoder = decoder_of(model_of(*reference("snac24")), tmp_path, device="auto")
+    decoder = decoder_of(model_of(*reference("snac24")), tmp_path, threads=2, device="auto")
     before = decoder._now
     decoder.set_threads(1)
     assert decoder._now is before and not decoder._with_fewer

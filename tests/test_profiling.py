@@ -167,12 +167,13 @@ def test_a_child_that_says_nothing_is_an_error_with_its_last_words(monkeypatch: 
         measure.measure_apart(measure.Job("nowhere"))
 
 
-def test_peak_memory_is_the_process_s_own() -> None:
+def test_peak_memory_is_the_process_s_own(tmp_path: Path) -> None:
     code = (
         "from edgeomni.profiling.meters import peak_rss_mb; a = peak_rss_mb(); b = bytes(80_000_000); "
         "c = bytearray(b); print(a, peak_rss_mb())"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True).stdout
     before, after = map(float, out.split())
     assert 5 < before < 400
     assert after - before == pytest.approx(160, abs=90)

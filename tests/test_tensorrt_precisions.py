@@ -317,3 +317,9 @@ def test_tensorrt_builds_it(component: str, precision: str, target: str, tiny_mo
     recipe = Recipe(**made.meta["recipes"][role])
     build_engine(tmp_path / made.graphs[role].path, tmp_path / "engine", recipe, [target])
     assert (tmp_path / "engine").stat().st_size > 100_000
+
+
+def test_an_encoder_is_built_for_windows_from_one_feature_on(tiny_model: OmniModel, tmp_path: Path) -> None:
+    spec = tiny_model.spec
+    profile = written(tiny_model, "encoder", tmp_path, "int8w").meta["recipes"]["encoder"]["profiles"][0]["mel"]
+    assert profile == [[1, spec.front_end.n_mels, t] for t in (2, 2 * spec.encoder.context, 2 * spec.encoder.context)]

@@ -10,10 +10,9 @@ import click
 from rich.table import Table
 
 from .. import __version__
-from ..engines import CHECKPOINT, ENGINES, Engine, engines_for, installed_version, release
+from ..engines import CHECKPOINT, ENGINES, Engine, installed_version, release
 from ..hardware import closest_profile, detect, has_nvidia_gpu
 from ..install_hint import install_command, replacing_command
-from ..onnx_files import NEW_OPSET_NEEDS
 from ..printing import say, show
 from .common import console
 from .llama_build import build_line, llama_build
@@ -135,14 +134,14 @@ def _twice(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _too_old(report: dict[str, Any]) -> Iterator[str]:
-    """A note on an ONNX Runtime that opens some bundles only: the newest one for Python 3.10 is such."""
-    engine = engines_for("onnx", "llm")[0].name
-    version = report["engines"][engine]["version"] or ""
-    if version and release(version) < NEW_OPSET_NEEDS:
-        yield (
-            f"note: {engine} {version} opens neither TensorRT's bundles nor ONNX ones of --flavour portable, which "
-            f"need {'.'.join(map(str, NEW_OPSET_NEEDS))} or newer (and so Python 3.11); all other ONNX bundles it opens"
-        )
+    """A note on an engine that opens some bundles only: ONNX Runtime as it is for Python 3.10 is such."""
+    for name, engine in ENGINES.items():
+        version = report["engines"][name]["version"] or ""
+        if version and release(version) < engine.all_from:
+            yield (
+                f"note: {name} {version} does not open TensorRT's bundles and those of --flavour portable, which need "
+                f"{'.'.join(map(str, engine.all_from))} or newer (and so Python 3.11); all other ONNX bundles it opens"
+            )
 
 
 def _missing(report: dict[str, Any]) -> Iterator[str]:

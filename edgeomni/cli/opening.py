@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..apart import module_command
 from ..engines import ENGINES
 from ..errors import EngineError
 from ..runtimes.common import trial
@@ -31,7 +32,7 @@ def open_apart(engine: str, path: Path, timeout: float = OPENING_S) -> str:
     module = f"edgeomni.runtimes.{ENGINES[engine].folder}.open_graph"
     try:
         child = subprocess.run(
-            [sys.executable, "-m", module, os.fspath(path.resolve())],
+            module_command(module, os.fspath(path.resolve())),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

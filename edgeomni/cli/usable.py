@@ -6,10 +6,10 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..apart import module_command
 from ..engines import Engine
 from .opening import environment
 
@@ -28,7 +28,7 @@ def usable(engines: Iterable[Engine], timeout: float = TIMEOUT_S) -> dict[str, d
 
 def _ask(name: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "edgeomni.runtimes.probe", name],
+        module_command("edgeomni.runtimes.probe", name),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -71,7 +71,7 @@ def _table(path: Path, faults: list[Fault]) -> _Table:
         if not line.strip():
             continue
         try:
-            name, *rest = line.decode("utf-8").split(maxsplit=1)
+            name, *rest = line.decode("utf-8").split(maxsplit=1) or [""]  # text knows more blanks than bytes do
         except UnicodeDecodeError:
             faults.append(Fault(where, "is not UTF-8"))
             continue

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..apart import module_command
 from ..errors import CheckpointError
 from ..install_hint import install_command
 from . import encoders, graph_weights
@@ -127,7 +128,7 @@ def _run(graph: Path, given: Mapping[str, np.ndarray]) -> np.ndarray:
     with tempfile.TemporaryDirectory(prefix="edgeomni-") as scratch:
         question, answer = Path(scratch) / "given.npz", Path(scratch) / "answer.npy"
         np.savez(question, **given)  # type: ignore[arg-type]
-        command = [sys.executable, "-m", "edgeomni.optimum_run", str(graph), str(question), str(answer)]
+        command = module_command("edgeomni.optimum_run", str(graph), str(question), str(answer))
         try:
             done = subprocess.run(
                 command,

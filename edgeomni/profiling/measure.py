@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, measured
+from ..apart import module_command
 from ..bundle import Bundle, is_bundle
 from ..engines import ENGINES, Device, EngineChoice
 from ..errors import EdgeOmniError, GateError, UsageError
@@ -98,7 +99,7 @@ class Job:
 
 def measure_apart(job: Job) -> dict[str, Any]:
     """`measure` in a child process, whose warnings are told here. Raises what the child met, as that kind of error."""
-    command = [sys.executable, "-m", "edgeomni.profiling.measure"]
+    command = module_command("edgeomni.profiling.measure")
     child = subprocess.run(
         command, input=json.dumps(asdict(job)), capture_output=True, text=True, check=False, env=_environment()
     )
