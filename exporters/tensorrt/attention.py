@@ -53,7 +53,7 @@ class StaticCache(CachedAttention):
         q, k = (g.op("RotaryEmbedding", [x, self.cos, self.sin, "position_ids"]) for x in (q, k))
         past, present = self._past(layer), self._present(layer)
         for old, new, target in zip(past, (k, v), present, strict=True):
-            g.op("TensorScatter", [old, self.operators.to_narrow(new), "write_indices"], output=target, axis=2)
+            g.op("TensorScatter", [old, self.operators.to_narrow(new), "write_indices"], output=target, axis=-2)
         attended = self._fused(q, *present) if self.operators.narrow else self._float(q, *present)
         joined = g.op("Transpose", [attended], perm=[0, 2, 1, 3])
         return g.op("Reshape", [joined, g.ints(0, 0, body.heads * body.head_dim)])

@@ -78,13 +78,17 @@ class TensorRtOperators(PortableOperators):
         return self.graph.op("Add", [y, bias])
 
     def attention(self, query: str, key: str, value: str, heads: int) -> str:
+        """In four dimensions: TensorRT-RTX takes three as well, plain TensorRT 10.15 by its documents four only."""
         g = self.graph
-        if self.narrow:
-            q, k, v = (self.to_narrow(part) for part in (query, key, value))
-            return self.to_float(g.op("Attention", [q, k, v], q_num_heads=heads, kv_num_heads=heads))
-        split = [g.op("Reshape", [part, g.ints(0, 0, heads, -1)]) for part in (query, key, value)]
+        split = [g.op("Reshape", [self.to_narrow(part), g.ints(0, 0, heads, -1)]) for part in (query, key, value)]
         q, k, v = (g.op("Transpose", [part], perm=[0, 2, 1, 3]) for part in split)
+        if self.narrow:
+            return self._joined(self.to_float(g.op("Attention", [q, k, v])))
         return self._joined(self.softmax_attention(q, k, v, None))
+
+    def silu(self, x: str) -> str:
+        """Plain TensorRT 10.15 does not list the operator Swish."""
+        return self.graph.op("Mul", [x, self.graph.op("Sigmoid", [x])])
 
     def softmax_attention(self, q: str, k: str, v: str, mask: str | None) -> str:
         """Attention by products and softmax, of [.., S, head] queries and [.., M, head] keys.
