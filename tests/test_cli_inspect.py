@@ -217,7 +217,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine("Linux-6", "Chip [X]", 1, (), None, None, None)
     monkeypatch.setattr(doctor, "detect", lambda: machine)
     monkeypatch.setattr(doctor, "closest_profile", lambda machine: None)
-    monkeypatch.setattr(doctor, "_version", lambda names: None)
+    monkeypatch.setattr(doctor, "installed_version", lambda names: "")
     monkeypatch.setattr(doctor, "_providers", lambda: [])
 
 

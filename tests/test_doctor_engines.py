@@ -94,7 +94,7 @@ def test_two_packages_of_one_engine_are_warned_of(monkeypatch: pytest.MonkeyPatc
     shown = CliRunner().invoke(main, ["doctor"]).output
     assert "note: onnxruntime and onnxruntime-gpu are both installed and write the same folder" in shown
     assert "1.0" in shown and "not found" not in shown
-    monkeypatch.setattr(doctor, "_version", lambda names: "1.0" if "onnxruntime" in names else None)
+    monkeypatch.setattr(doctor, "installed_version", lambda names: "1.0" if "onnxruntime" in names else "")
     shown = CliRunner().invoke(main, ["doctor"], env={"COLUMNS": "200"}).output
     assert "both installed" not in shown and "not found" in shown
     assert "for llama.cpp:" in shown and ENGINES["llama.cpp"].install in shown and "for onnxruntime:" not in shown

@@ -20,7 +20,16 @@ OUTSIDE = ("exporters", "profiles", "runtimes")
 OPTIMUM = ("optimum_register", "optimum.commands.register")
 """A namespace of another distribution, in which ours puts one file: so it has no __init__.py."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-TORCH_SIDE = ("model/", "train/", "exporters/", "quantize/calibrate.py", "gate/", "runtimes/torch/")
+TORCH_SIDE = (
+    "calibration.py",
+    "exporters/",
+    "gate/",
+    "model/",
+    "quantize/calibrate.py",
+    "recorded.py",
+    "runtimes/torch/",
+    "train/",
+)
 HEAVY = {"torch", "transformers", "snac", "onnxscript"}
 
 
