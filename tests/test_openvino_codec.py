@@ -20,8 +20,10 @@ from edgeomni.exporters import exporter_of
 from edgeomni.hardware import cores
 from edgeomni.model.codec_reader import halved, read_plan
 from edgeomni.runtimes.openvino.codec import OvCodec
-from edgeomni.runtimes.openvino.models import ModelFactory
+from edgeomni.runtimes.openvino.models import Model, ModelFactory
 from edgeomni.runtimes.torch.codec import TorchCodec
+from edgeomni.spans import Spans
+from edgeomni.streaming import AudioStream
 
 
 def decoder_of(model: Any, root: Path, precision: str = "fp32", threads: int = 1, device: str = "cpu") -> OvCodec:
@@ -116,6 +118,39 @@ def test_the_codec_computes_with_the_threads_that_are_set(small: OvCodec) -> Non
     small.set_threads(2)
     small.set_threads(1)
     assert small._now is once
+
+
+def test_the_pushes_that_an_answers_sound_waits_for_have_models_of_their_own(
+    small: OvCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which model each push of a long answer runs on. With the noise on, none has a known length."""
+    small.set_threads(3)
+    models = {id(model): "first" if push[0] else "repeated" for push, (model, _) in small._all.fixed.items()}
+    ran, run = list[str](), Model.run
+
+    def recorded(self: Model, *given: Any) -> Any:
+        ran.append(models.get(id(self), "any"))
+        return run(self, *given)
+
+    monkeypatch.setattr(Model, "run", recorded)
+    for seed, expected in ((None, ["first", "any", "any", "repeated", "repeated", "any"]), (1, ["any"] * 6)):
+        stream = AudioStream(small, small.spec, Spans(), noise_seed=seed)
+        ran.clear()
+        while len(ran) < 5:
+            stream.add(np.zeros(small.spec.streams, np.int64))
+        stream.finish()
+        assert ran == expected
+
+
+def test_no_number_of_threads_means_all_cores(tmp_path: Path, small: OvCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+    monkeypatch.setattr(small, "_factory", ModelFactory())
+    monkeypatch.setattr(small, "_compiled_for", lambda factory: asked.append(factory.threads))
+    monkeypatch.setattr(small, "_with_fewer", {})
+    monkeypatch.setattr(small, "_now", small._all)
+    for threads in (cores() + 1, cores(), cores() - 1):
+        small.set_threads(threads)
+    assert asked == [cores() - 1]
 
 
 def test_a_codec_without_known_lengths_computes_all_pushes_with_the_threads_that_are_set(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -110,6 +111,8 @@ def test_an_export_computes_with_the_dequantized_weights(
 def test_embedding_rows_are_the_heads_rows(name: str, precision: str, tiny_model: OmniModel, tmp_path: Path) -> None:
     model, _ = make(name, tiny_model)
     _, component = exported(model, tmp_path, precision)
+    own = {"qwen2 tied": [], "qwen2 untied": ["embedding"], "qwen2 with TTS adapter": ["embedding", "tts.linear"]}
+    assert component.scheme.keys() == {"body.linear", "text_head", "audio_head", *own[name]}, "what is stored, no more"
     rows = model.embedding.weight.detach().numpy()
     split = model.spec.layout.text_vocab
     for part, expected in (("text", rows[:split]), ("audio", rows[split:])):
@@ -197,6 +200,30 @@ def test_widths_that_no_block_divides_are_refused(tiny_model: OmniModel) -> None
 def test_precisions_that_are_not_offered(component: str, precision: str, match: str) -> None:
     with pytest.raises(UsageError, match=match):
         schemes_for(component, precision)
+
+
+def test_the_requests_of_a_turn_serve_a_later_one(omni: OmniModel, tmp_path: Path) -> None:
+    """Which begins empty; four are kept at most, and none once the model is closed."""
+    llm, _ = exported(omni, tmp_path, "fp32")
+    ids = random_ids(omni, 6)
+    state = llm.start(2, 6)
+    expected = llm.text_logits(llm.forward(ids, (), state), 0)
+    llm.fork(state)
+    blocks = state.caches
+    del state
+    gc.collect()
+    again = llm.start(2, 6)
+    assert again.caches is blocks
+    np.testing.assert_array_equal(llm.text_logits(llm.forward(ids, (), again), 0), expected)
+    several = [llm.start(2, 6) for _ in range(5)]
+    assert len({id(state.caches) for state in (again, *several)}) == 6
+    del again, several
+    gc.collect()
+    assert len(llm._spare) == 4
+    llm.close()
+    assert not llm._spare
+    with pytest.raises(EngineError, match=str(omni.spec.context)):
+        llm.start(1, omni.spec.context + 1)
 
 
 def test_damaged_files_are_named(omni: OmniModel, tmp_path: Path) -> None:
