@@ -234,7 +234,9 @@ def test_a_block_asked_for_comes_before_the_one_that_fits(block: int, fp8: str) 
     assert str(schemes_for("llm", "int4", None, 32)["body.linear"]) == "int4_f16_b32"
 
 
-def test_caches_have_a_least_and_a_most() -> None:
+def test_options_are_refused_as_they_are_given() -> None:
+    with pytest.raises(UsageError, match="unknown target 'sm_88'"):
+        options_of("tensorrt", {"target": "sm_88"})
     for frames in (16, 65536):
         assert options_of("tensorrt", {"cache": frames}).cache == frames
     for frames in (15, 65537):
