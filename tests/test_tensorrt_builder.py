@@ -235,9 +235,14 @@ def test_flags_are_set_that_the_graph_and_the_runtime_rely_on(
     trt.ILogger = type("ILogger", (), {})  # type: ignore[attr-defined]
     tensorrt_building.offer_builder(trt, "tensorrt_rtx", "1")
     config, network = tensorrt_building._Config, tensorrt_building._Network
+
+    def create(_: Any, flags: int) -> Any:
+        created.append(flags)
+        return network()
+
     monkeypatch.setattr(config, "clear_flag", lambda _, flag: cleared.append(flag.name))
     monkeypatch.setattr(config, "set_flag", lambda _, flag: given.append(flag.name))
-    monkeypatch.setattr(trt.Builder, "create_network", lambda _, flags: created.append(flags) or network())
+    monkeypatch.setattr(trt.Builder, "create_network", create)
     request = {"onnx": str(product(tmp_path / "g.onnx")), "out": str(tmp_path / "engine"), "package": "tensorrt_rtx"}
     tensorrt_child._build(trt, {**request, "capabilities": [], "recipe": {"tf32": tf32, "profiles": []}})
     assert (cleared, given, created) == ([] if tf32 else ["TF32"], ["REQUIRE_USER_ALLOCATION"], [1 << 1])
