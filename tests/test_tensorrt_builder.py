@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import types
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorrt_building
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeomni import tensorrt_builder
+from edgeomni import tensorrt_builder, tensorrt_child
 from edgeomni.errors import ExportError, UsageError
 from edgeomni.tensorrt_builder import MARK, Recipe, build_engine, installed, predicted_bytes
 from edgeomni.tensorrt_targets import TARGETS, built_anywhere, check_precision, parse_targets
@@ -126,7 +129,10 @@ def build(tmp_path: Path, **how: Any) -> Any:
 
 def test_what_the_child_wrote_is_renamed_when_it_is_whole(child: Any, tmp_path: Path) -> None:
     child(f"{WRITE}; print('from a library'); {ANSWER}")
+    before = set(threading.enumerate())
     assert build(tmp_path).version == "1"
+    waiting = [t for t in set(threading.enumerate()) - before if isinstance(t, threading.Timer)]
+    assert all(t.finished.is_set() for t in waiting), "a timer would keep this process from ending"
     assert (tmp_path / "g.engine").read_bytes() == b"engine"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.engine", "g.onnx"]
 
@@ -136,6 +142,7 @@ def test_what_the_child_wrote_is_renamed_when_it_is_whole(child: Any, tmp_path: 
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ran out of memory"),
         ("import sys; sys.exit('std::bad_alloc')", "ran out of memory"),
+        ("raise MemoryError", "ran out of memory"),
         ("import os; os.abort()", r"crashed \(signal SIGABRT\)"),
         (
             f"print('{MARK}' + '{{\"node\": \"n_Sin_3 [Sin]\"}}', flush=True); import os; os.abort()",
@@ -182,9 +189,20 @@ def test_too_little_memory_is_told_before_anything_starts(
     monkeypatch.setattr(tensorrt_builder, "_available_bytes", lambda: 100 << 20)
     with pytest.raises(ExportError, match=r"takes about 0\.5 GB of memory, and 0\.1 GB are free; .*another machine"):
         build(tmp_path)
-    monkeypatch.setattr(tensorrt_builder, "_available_bytes", lambda: None)
-    with pytest.raises(ExportError, match="must not start"):
-        build(tmp_path)
+    for enough in (300 << 20, None):  # more than half of what the prediction says, or unknown
+        monkeypatch.setattr(tensorrt_builder, "_available_bytes", lambda enough=enough: enough)
+        with pytest.raises(ExportError, match="must not start"):
+            build(tmp_path)
+
+
+def test_free_memory_counts_swap(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [
+        "MemTotal: 9000 kB\nMemAvailable:    3000 kB\nSwapTotal: 5000 kB\nSwapFree:  4000 kB\n",
+        "MemTotal: 9 kB\n",
+        "",
+    ]
+    monkeypatch.setattr(Path, "read_text", lambda _: told.pop(0))
+    assert [tensorrt_builder._available_bytes() for _ in range(3)] == [7000 * 1024, None, None]
 
 
 def test_the_prediction_counts_external_data(tmp_path: Path) -> None:
@@ -202,6 +220,38 @@ def test_a_missing_package_is_named_with_its_command(tmp_path: Path, monkeypatch
         build(tmp_path, package="tensorrt")
     with pytest.raises(ExportError, match="needs tensorrt-rtx or tensorrt"):
         build_engine(tmp_path / "g.onnx", tmp_path / "g.engine", SIZES)
+
+
+# --- the child alone
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_flags_are_set_that_the_graph_and_the_runtime_rely_on(
+    tf32: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT rounds products of float32 unless told not to, and captures builds only without memory of its own."""
+    cleared, given, created = list[str](), list[str](), list[int]()
+    trt = types.ModuleType("tensorrt_rtx")
+    trt.ILogger = type("ILogger", (), {})  # type: ignore[attr-defined]
+    tensorrt_building.offer_builder(trt, "tensorrt_rtx", "1")
+    config, network = tensorrt_building._Config, tensorrt_building._Network
+
+    def create(_: Any, flags: int) -> Any:
+        created.append(flags)
+        return network()
+
+    monkeypatch.setattr(config, "clear_flag", lambda _, flag: cleared.append(flag.name))
+    monkeypatch.setattr(config, "set_flag", lambda _, flag: given.append(flag.name))
+    monkeypatch.setattr(trt.Builder, "create_network", create)
+    request = {"onnx": str(product(tmp_path / "g.onnx")), "out": str(tmp_path / "engine"), "package": "tensorrt_rtx"}
+    tensorrt_child._build(trt, {**request, "capabilities": [], "recipe": {"tf32": tf32, "profiles": []}})
+    assert (cleared, given, created) == ([] if tf32 else ["TF32"], ["REQUIRE_USER_ALLOCATION"], [1 << 1])
+
+
+def test_where_memory_runs_out_the_child_is_ended_first() -> None:
+    code = "from edgeomni.tensorrt_child import _be_the_first_to_go as f; f(); print(*open('/proc/self/oom_score_adj'))"
+    how: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120, "check": True}
+    assert subprocess.run([sys.executable, "-c", code], **how).stdout.strip() == "1000"
 
 
 # --- targets
@@ -228,8 +278,9 @@ def test_a_precision_is_checked_against_each_target() -> None:
     [
         ("fp32", "sm_75", "sm_80", "fp16"),
         ("bf16", "sm_75", "sm_80", "int8 or fp16"),
+        ("fp8", "sm_80", "sm_89", "int4 or int8 or fp16"),
         ("fp8", "sm_87", "sm_89", "int4 or int8 or fp16"),
-        ("nvfp4", "sm_90", "sm_110", "int4 or int8 or fp16"),
+        ("nvfp4", "sm_90", "sm_100", "int4 or int8 or fp16"),
     ],
 )
 def test_each_precision_has_an_oldest_gpu(precision: str, unable: str, able: str, others: str) -> None:

@@ -18,9 +18,10 @@ from edgeomni.engines import COMPONENTS
 from edgeomni.errors import BundleError, ExportError, UsageError
 from edgeomni.export import choices, export_bundle
 from edgeomni.exporters import exporter_of, options_of
-from edgeomni.exporters.tensorrt.precisions import block_for
+from edgeomni.exporters.tensorrt.precisions import block_for, schemes_for
 from edgeomni.model.omni import OmniModel
 from edgeomni.quantize.schemes import Scheme, parse
+from edgeomni.spec import AdapterSpec
 from edgeomni.tensorrt_builder import installed
 
 FORMATS: dict[str, str] = dict.fromkeys(map(str, COMPONENTS), "tensorrt")
@@ -194,3 +195,50 @@ def test_a_block_must_divide_the_widths(tiny_model: OmniModel) -> None:
     with pytest.raises(UsageError, match="no block that TensorRT takes divides all of the widths 100, 128; use fp16"):
         block_for("llm", odd, options)
     assert Scheme("int4_f16", 64) == parse("int4_f16_b64")
+
+
+def test_the_encoders_adapter_has_its_own_width(tiny_model: OmniModel) -> None:
+    spec, options = tiny_model.spec, options_of("tensorrt", {})
+    wide = replace(spec, encoder=replace(spec.encoder, width=128, ffn=512))
+    for adapter, block in ((AdapterSpec("swiglu", 96), 32), (AdapterSpec("linear"), 128)):
+        assert block_for("encoder", replace(wide, adapter=adapter), options) == block
+
+
+@pytest.mark.parametrize(
+    ("precision", "linear", "rest", "encoder"),
+    [
+        ("fp32", "fp32", "fp32", "fp32"),
+        ("fp16", "fp16", "fp16", "fp16"),
+        ("bf16", "bf16", "fp16", "bf16"),
+        ("int8", "int8_static", "int8_f16_b128", "int8_static"),
+        ("int8w", "int8_f16_b128", "int8_f16_b128", "int8_f16_b128"),
+        ("int4", "int4_f16_b128", "int8_f16_b128", ""),
+        ("fp8", "fp8_b32", "int8_f16_b128", "fp8_static"),
+        ("nvfp4", "nvfp4", "int8_f16_b128", ""),
+    ],
+)
+def test_tensors_have_the_schemes_of_the_documents_table(precision: str, linear: str, rest: str, encoder: str) -> None:
+    """docs/tensorrt.md, "Precisions"."""
+    blocks = dict.fromkeys(("body.linear", "tts.linear"), linear)
+    heads = dict.fromkeys(("text_head", "audio_head", "embedding"), rest)
+    assert {group: str(scheme) for group, scheme in schemes_for("llm", precision).items()} == {**blocks, **heads}
+    if encoder:
+        assert {str(scheme) for scheme in schemes_for("encoder", precision).values()} == {encoder}
+
+
+@pytest.mark.parametrize(("block", "fp8"), [(16, "fp8_b16"), (64, "fp8_b32")])
+def test_a_block_asked_for_comes_before_the_one_that_fits(block: int, fp8: str) -> None:
+    """E4M3 has no blocks of more than 32 inputs."""
+    schemes = schemes_for("llm", "fp8", options_of("tensorrt", {"block": block}), 32)
+    assert (str(schemes["body.linear"]), str(schemes["text_head"])) == (fp8, f"int8_f16_b{block}")
+    assert str(schemes_for("llm", "int4", None, 32)["body.linear"]) == "int4_f16_b32"
+
+
+def test_options_are_refused_as_they_are_given() -> None:
+    with pytest.raises(UsageError, match="unknown target 'sm_88'"):
+        options_of("tensorrt", {"target": "sm_88"})
+    for frames in (16, 65536):
+        assert options_of("tensorrt", {"cache": frames}).cache == frames
+    for frames in (15, 65537):
+        with pytest.raises(UsageError, match=f"cache of {frames} frames is not offered; take 16 to 65536"):
+            options_of("tensorrt", {"cache": frames})
