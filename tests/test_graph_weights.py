@@ -153,14 +153,22 @@ def test_how_an_onnx_graph_uses_a_matrix(nodes: list[onnx.NodeProto], use: Use |
 
 
 def test_tensors_of_an_onnx_graph_are_read_as_float32_wherever_they_stand(tmp_path: Path) -> None:
-    tensors = {"w": np.float16([[0.5, 3.0]]), "d": np.float64([[1.25], [7.0]]), "f": np.float32([4.0])}
-    left_out = {"i": np.int64([1, 2]), "b": np.array([True]), "scalar": np.float32(3.0)}
+    tensors: dict[str, np.ndarray] = {
+        "w": np.array([[0.5, 3.0]], np.float16),
+        "d": np.array([[1.25], [7.0]], np.float64),
+        "f": np.array([4.0], np.float32),
+    }
+    left_out: dict[str, np.ndarray] = {
+        "i": np.array([1, 2], np.int64),
+        "b": np.array([True]),
+        "scalar": np.array(3.0, np.float32),
+    }
     brain = helper.make_tensor("", TensorProto.BFLOAT16, [2], [1.5, -2.0])
     nodes = [
         node("Constant", out="c", value=brain),
         node("Constant", out="t", value_float=3.0),
         node("Add", "x", "c"),
-        helper.make_node("Odd", ["x"], ["z"], value=numpy_helper.from_array(np.float32([9.0]), "odd")),
+        helper.make_node("Odd", ["x"], ["z"], value=numpy_helper.from_array(np.array([9.0], np.float32), "odd")),
     ]
     read = onnx_constants.constants(saved(tmp_path / "m.onnx", nodes, {**tensors, **left_out}))
     values = {one.names[0]: one.read() for one in read}
@@ -185,9 +193,9 @@ def test_a_quantized_onnx_graph_is_named_with_its_operator(kind: str, tmp_path: 
 def test_external_data_lies_in_a_plain_file_beside_the_graph(place: str | None, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "here", tmp_path / "here" / "inner", tmp_path / "here" / "folder"):
         folder.mkdir(exist_ok=True)
-        (folder / "w.data").write_bytes(np.float32([5.0, 6.0]).tobytes())
+        (folder / "w.data").write_bytes(np.array([5.0, 6.0], np.float32).tobytes())
     (tmp_path / "here" / "link.data").symlink_to("w.data")
-    path = saved(tmp_path / "here" / "m.onnx", [node("Add", "x", "w")], {"w": np.float32([0, 0])})
+    path = saved(tmp_path / "here" / "m.onnx", [node("Add", "x", "w")], {"w": np.array([0, 0], np.float32)})
     model = onnx.load(path)
     (tensor,) = model.graph.initializer
     tensor.ClearField("raw_data")

@@ -128,7 +128,7 @@ def test_how_an_openvino_graph_uses_a_matrix(
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_bias_that_stands_behind_a_scale_is_divided_by_it(converted: bool, count: int, tmp_path: Path) -> None:
     """(x W + b) s, written as x W s + b s. A scale of more than one number is no scale of all."""
-    (tmp_path / "m.bin").write_bytes(np.float32([0.5, 0.5, 3.0, 4.0]).tobytes())
+    (tmp_path / "m.bin").write_bytes(np.array([0.5, 0.5, 3.0, 4.0], np.float32).tobytes())
     shape = "1, 1" if count == 1 else "2"
     scale, bias = const(shape, 0, 4 * count, "s"), const("2", 8, 8, "b")
     layers = [scale, bias, layer("MatMul", "__module.q_proj/aten::linear/MatMul"), layer("Multiply", "__module.a/m")]
