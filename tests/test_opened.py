@@ -57,7 +57,7 @@ def bundle(**judged: Any) -> Bundle:
         reference=None,
     )
     there = Bundle(Path("b"), manifest)
-    there.with_components = lambda components: there  # type: ignore[method-assign]
+    there.with_components = lambda entries: there  # type: ignore[method-assign]
     return there
 
 
