@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from small_onnx import node, saved
 
 from edgeomni.errors import CheckpointError
 from edgeomni.model import onnx_constants
@@ -98,19 +98,6 @@ def test_the_first_eight_that_are_missing_are_named(count: int, more: str) -> No
 
 
 # --- ONNX
-
-X, Y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy")
-
-
-def saved(path: Path, nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray]) -> Path:
-    graph = helper.make_graph(nodes, "g", [X], [Y], [numpy_helper.from_array(a, name) for name, a in tensors.items()])
-    path.write_bytes(helper.make_model(graph).SerializeToString())
-    return path
-
-
-def node(kind: str, *inputs: str, name: str = "/fc/op", out: str = "y", **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(kind, list(inputs), [out], name=name, **attributes)
-
 
 TURNED = node("Transpose", "w", out="v", perm=[1, 0])
 

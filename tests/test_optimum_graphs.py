@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_graph_weights import node, saved
+from small_onnx import node, saved
 
 from edgeomni.errors import CheckpointError
 from edgeomni.model import optimum_graphs
