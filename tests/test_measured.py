@@ -112,3 +112,21 @@ def test_a_file_that_is_too_large_is_not_read(folder: Path) -> None:
     assert measured.runs(run().bundle) == [run()]
     path.write_text(text + " " * (measured.MOST_BYTES + 1 - len(text)))
     assert measured.runs(run().bundle) == []
+
+
+def test_of_several_questions_the_last_that_was_asked_of_another_too_counts() -> None:
+    """The newest come first. As fast is not faster."""
+    alone, old, new = run(question={"seconds": 9.0}), run(question={"seconds": 2.0}), run()
+    faster = run(ways=OTHER, ttfa=0.8, question={"seconds": 2.0})
+    assert measured.better_than(WAYS, [alone, old, faster]) == [faster]
+    slower = run(ways=OTHER, ttfa=1.2)
+    assert measured.better_than(WAYS, [alone, new, slower, old, faster]) == [], "what was asked last"
+    assert measured.better_than(WAYS, [new, run(ways=OTHER)]) == []
+
+
+def test_profiles_of_other_questions_and_threads_are_kept_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in (run(), run(question={"seconds": 1.0}), run(threads=2), run(machine=["another", "2", ""])):
+        assert measured.remember(other)
+    assert len(measured.runs(run().bundle)) == 2 and len(measured.runs(run().bundle, threads=2)) == 1
+    monkeypatch.setattr(measured, "MOST_FILES", 0)
+    assert measured.runs(run().bundle) == []

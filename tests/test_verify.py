@@ -259,6 +259,17 @@ def test_fields_without_tensors_are_stepped_over(tmp_path: Path, raw: bytes, loc
     assert external_files(tmp_path / "m.onnx") == locations
 
 
+@pytest.mark.parametrize("key", [b"\x3a", b"\xba\x00", b"\xba\x80\x80\x80\x80\x01", b"\xba" + b"\x80" * 8 + b"\x02"])
+@pytest.mark.parametrize("needless", [b"", b"\x80" * 8 + b"\x00", b"\x80" * 8 + b"\x7e"])
+def test_of_a_key_32_bits_count_and_of_a_size_64(tmp_path: Path, key: bytes, needless: bytes) -> None:
+    """As protobuf reads them: what a file reads cannot be hidden behind more bits."""
+    body = graph("g", (), [tensor("w")]).SerializeToString()
+    assert len(body) < 128
+    size = bytes([len(body) | (0x80 if needless else 0)]) + needless
+    (tmp_path / "m.onnx").write_bytes(b"\x15abcd\x19abcdefgh" + key + size + body)
+    assert external_files(tmp_path / "m.onnx") == {"w"}
+
+
 @pytest.mark.parametrize(
     "raw", [b"\x3a", b"\x3a\x05ab", b"\x0f", b"\x3b", b"\xff" * 11, b"\x15ab", b"\x3a\x03\x2a\x05\x00"]
 )
