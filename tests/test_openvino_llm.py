@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_each_key_serves_the_queries_of_its_group(count: int, heads: int) -> Non
     )
 
 
+@pytest.mark.parametrize("scheme", ["int4_b16", "int8_b32"])
+def test_a_weight_that_is_used_twice_is_stored_once(scheme: str, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
+    bias, packed, graph = np.ones(32, np.float32), quantize(rows, parse(scheme)), Graph("twice")
+    x = graph.input("x", np.float32, [1, 1, 32])
+    graph.output("y", graph.linear(graph.linear(x, "w", packed, bias), "w", packed, bias))
+    files.save(graph.model(), tmp_path / "twice.xml")
+    stored = [constant.name for constant in files.constants(tmp_path / "twice.xml")]
+    assert sorted(name for name in stored if name.startswith("w")) == ["w.bias", "w.codes", "w.scales"]
+    once, given = dequantize(packed), np.arange(32, dtype=np.float32) / 32
+    got = ModelFactory(1).open(tmp_path / "twice.xml").run({"x": given[None, None]})["y"]
+    np.testing.assert_allclose(got[0, 0], once @ (once @ given + 1) + 1, atol=1e-4)
+
+
 @pytest.mark.parametrize("kv_heads", [1, 4])
 def test_queries_that_share_keys_all_or_none(
     kv_heads: int, tiny_model: OmniModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -129,19 +144,21 @@ def test_every_altered_tensor_is_named(which: str, tmp_path: Path, request: pyte
     model: OmniModel = request.getfixturevalue(which)
     _, component = exported(model, tmp_path / "good", "int4")
     parameters = sum(p.dim() == 2 and name.startswith(("body", "tts")) for name, p in model.named_parameters())
-    turned = 0
+    turned, kinds = 0, set[tuple[str, str]]()
     for role, graph in component.graphs.items():
         for stored in files.constants(tmp_path / "good" / graph.path):
             if not stored.name.startswith(("body", "tts", "text_head", "audio_head", "rope")):
                 continue
             turned += 1
-            if stored.size > 64 and turned % 5:  # a sample of them, but each kind
+            kind = role, re.sub(r"\d+", "", stored.name)
+            if kind in kinds:  # one of each kind, of whichever layer comes first
                 continue
+            kinds.add(kind)
             root = shutil.copytree(tmp_path / "good", tmp_path / "bad", dirs_exist_ok=True)
             flip((root / graph.path).with_suffix(".bin"), stored.offset + stored.size // 2)
             named = exporter_of("openvino").altered(model, component, root)
             assert f"{role}:{stored.name}" in named
-    assert turned > parameters
+    assert turned > parameters and {"rope.cos", "rope.sin"} <= {name for _, name in kinds}
     for part, table in component.meta["tables"].items():
         if "embedding" in table["file"]:
             root = shutil.copytree(tmp_path / "good", tmp_path / "bad", dirs_exist_ok=True)

@@ -16,6 +16,7 @@ from edgeomni.errors import EngineError
 from edgeomni.interrupt import Interrupt, Interrupted
 from edgeomni.openvino_library import ov
 from edgeomni.runtimes.openvino import models
+from edgeomni.runtimes.openvino.blocks import causal_mask
 from edgeomni.runtimes.openvino.models import Model, ModelFactory, translated
 
 
@@ -125,3 +126,7 @@ def test_auto_hands_every_device_its_own_properties() -> None:
     own = ModelFactory(1, "auto").properties["DEVICE_PROPERTIES"]
     assert own.keys() == set(models.core().available_devices)
     assert own["CPU"] == ModelFactory(1).properties
+
+
+def test_the_first_of_two_new_frames_does_not_see_the_second() -> None:
+    np.testing.assert_array_equal(causal_mask(2, 1), [[[[0, 0, -np.inf], [0, 0, 0]]]])
