@@ -96,6 +96,16 @@ def test_a_graph_that_needs_a_newer_onnxruntime_says_so(
     assert not isinstance(caught.value, EngineUnavailable)
 
 
+@pytest.mark.parametrize("version", ["1.25", "1.25.0", "2.0.1"])
+def test_an_onnxruntime_that_is_new_enough_is_not_called_old(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    with pytest.raises(EngineError, match=r"new\.onnx cannot be loaded") as caught:
+        SessionFactory(1).open(graph(tmp_path / "new.onnx", 999))
+    assert not isinstance(caught.value, EngineUnavailable)
+
+
 def test_a_version_is_compared_by_its_numbers() -> None:
     assert release("1.23.2") < NEW_OPSET_NEEDS <= release("1.25.0") < release("1.100") < release("2.0rc1")
     assert release("10.3.0") < (10, 15) and release("unknown") == ()

@@ -91,12 +91,19 @@ def test_a_bundle_judged_with_another_version_of_its_engine_is_told_of(
     assert all("was judged with steam 1.9, and this machine has 2.0" in text for text in said)
 
 
-def test_what_judges_a_component_runs_on_a_cpu(steam: Steam) -> None:
+def test_what_judges_a_component_runs_on_a_cpu(steam: Steam, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtimes.chosen_engine(bundle(), "llm").name == "steam"
+    graphs = bundle()
+    graphs.manifest.components["llm"] = SimpleNamespace(format="tensorrt", precision="fp16", meta={})  # type: ignore[assignment]
+    assert [way.engine.name for way in choice.ways_of(graphs, "llm")] == ["tensorrt", "onnxruntime", "onnxruntime"]
+    assert runtimes.chosen_engine(graphs, "llm").name == "onnxruntime"
+    assert runtimes.chosen_engine(graphs, "llm", "tensorrt").name == "tensorrt", "which has no CPU"
     runtimes.open_components(bundle(), OpenOptions(1, device="cpu"))
     assert [options.device for _, options in steam.opened] == ["cpu"] * 3
     steam.fails = {"cuda": EngineError("it is cold")}
-    with pytest.raises(EngineError, match="^it is cold$"):  # and no step down to the CPU
+    other = Engine("vapour", "steam", ("vapour", "steam"), ("cuda",), "", ("steam",))
+    monkeypatch.setitem(ENGINES, "vapour", other)
+    with pytest.raises(EngineError, match="^it is cold$"):  # and no step down to another engine
         runtimes.open_components(bundle(), OpenOptions(1, device="cuda"))
 
 
