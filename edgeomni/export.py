@@ -63,11 +63,10 @@ def export_bundle(
     own options, by format ({"onnx": {"flavour": "portable", "block": 32}}). `judge` is a test set that the checkpoint
     and the export both answer; the points that the export loses join the gate as its part "words". `calibrate` holds
     questions by which the LLM's integer codes are chosen, so that its answers change less, and on which the ranges of
-    inputs that TensorRT rounds are measured. `progress` is told each
-    step, `on_gate` gets the gate's figures whether they pass or not. Raises UsageError for names and paths that
-    make no sense, CheckpointError, ExportError (also for a full disk), DataError for a test set that cannot be used,
-    and GateError when a figure is missed; then, as after Ctrl-C, nothing of the export stays on disk and an older
-    bundle is as it was.
+    inputs that TensorRT rounds are measured. `progress` is told each step, `on_gate` gets the gate's figures whether
+    they pass or not. Raises UsageError for names and paths that make no sense, CheckpointError, ExportError (also for a
+    full disk), DataError for a test set or calibration data that cannot be used, and GateError when a figure is missed;
+    then, as after Ctrl-C, nothing of the export stays on disk and an older bundle is as it was.
     """
     limits = gate or GateOptions()
     target = _checked_target(source, out, force)

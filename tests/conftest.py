@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,3 +110,26 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts.snac(root / "parts" / "codec"), parts.mimi(root / "mimi" / "codec")
     checkpoints.save(checkpoints.load(root / "parts"), root / "own")
     return root
+
+
+@pytest.fixture
+def cuda() -> Iterator[Any]:
+    """A recorded CUDA (cuda_recorder.py), of which nothing may be left, whatever went wrong."""
+    from cuda_recorder import Recorder
+
+    recorder = Recorder()
+    yield recorder
+    assert recorder.leaks() == []
+
+
+@pytest.fixture
+def device(cuda: Any) -> Iterator[Any]:
+    """The device that TensorRT's adapters share, on the recorded CUDA."""
+    from tensorrt_parts import machine
+
+    from edgeomni.runtimes.tensorrt.device import acquire, release
+
+    with machine(cuda):
+        shared = acquire()
+        yield shared
+        release(shared)

@@ -23,7 +23,7 @@ from edgeomni.components import OpenOptions
 from edgeomni.errors import EngineUnavailable, UsageError
 from edgeomni.exporters import exporter_of
 from edgeomni.exporters.onnx.graph import BFLOAT16, FLOAT, FLOAT16, Graph
-from edgeomni.exporters.tensorrt.calibration import _scale, input_scales
+from edgeomni.exporters.tensorrt.input_ranges import _scale, input_scales
 from edgeomni.exporters.tensorrt.operators import OPSET, TensorRtOperators
 from edgeomni.exporters.tensorrt.precisions import schemes_for
 from edgeomni.manifest import Manifest

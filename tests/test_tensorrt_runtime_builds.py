@@ -37,14 +37,6 @@ def graphs_alone(tiny_model: OmniModel, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def cuda() -> Iterator[Recorder]:
-    """Nothing may be left of it, whatever went wrong."""
-    recorder = Recorder()
-    yield recorder
-    assert recorder.leaks() == []
-
-
-@pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder in which tensorrt_rtx is installed, in this process and in its children."""
     site = tmp_path / "site"

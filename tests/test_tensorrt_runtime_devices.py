@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,6 @@ from edgeomni.runtimes.tensorrt import device
 @pytest.fixture(scope="module")
 def tiny(tiny_model: OmniModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_bundle(tiny_model, tmp_path_factory.mktemp("tensorrt") / "tiny")
-
-
-@pytest.fixture
-def cuda() -> Iterator[Recorder]:
-    """Nothing may be left of it, whatever went wrong."""
-    recorder = Recorder()
-    yield recorder
-    assert recorder.leaks() == []
 
 
 def opened(bundle: Bundle, name: str = "llm") -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,6 @@ from edgeomni.runtimes.tensorrt.memory import ALIGNMENT, Arena, Block, aligned, 
 from edgeomni.runtimes.tensorrt.opening import Engines
 
 F32, I64 = np.dtype(np.float32), np.dtype(np.int64)
-
-
-@pytest.fixture
-def cuda() -> Iterator[Recorder]:
-    recorder = Recorder()
-    yield recorder
-    assert recorder.leaks() == []
-
-
-@pytest.fixture
-def device(cuda: Recorder) -> Iterator[Device]:
-    with machine(cuda):
-        shared = acquire()
-        yield shared
-        release(shared)
 
 
 # --- memory

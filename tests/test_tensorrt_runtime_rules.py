@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -19,28 +18,12 @@ from edgeomni.engines import COMPONENTS
 from edgeomni.errors import EngineError
 from edgeomni.model.omni import OmniModel
 from edgeomni.runtimes.tensorrt import engine as engines
-from edgeomni.runtimes.tensorrt.device import Device, acquire, release
+from edgeomni.runtimes.tensorrt.device import Device
 
 
 @pytest.fixture(scope="module")
 def tiny(tiny_model: OmniModel, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_bundle(tiny_model, tmp_path_factory.mktemp("tensorrt") / "tiny")
-
-
-@pytest.fixture
-def cuda() -> Iterator[Recorder]:
-    """Nothing may be left of it, whatever went wrong."""
-    recorder = Recorder()
-    yield recorder
-    assert recorder.leaks() == []
-
-
-@pytest.fixture
-def device(cuda: Recorder) -> Iterator[Device]:
-    with machine(cuda):
-        shared = acquire()
-        yield shared
-        release(shared)
 
 
 def in_a_new_thread(call: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgeomni.exporters.onnx.encoder import EncoderBuilder
 from edgeomni.exporters.onnx.graph import Graph
 from edgeomni.exporters.onnx.weights import PackedWeights
-from edgeomni.exporters.tensorrt.calibration import input_scales
+from edgeomni.exporters.tensorrt.input_ranges import input_scales
 from edgeomni.exporters.tensorrt.made import Made, Recipe, compute_type, scales_meta
 from edgeomni.exporters.tensorrt.operators import OPSET, TensorRtOperators
 from edgeomni.exporters.tensorrt.options import TensorRtOptions

@@ -14,7 +14,7 @@ from edgeomni.exporters.onnx.body import DecoderStack, build_with, rope_of
 from edgeomni.exporters.onnx.graph import BFLOAT16, FLOAT, FLOAT16, INT64, Graph
 from edgeomni.exporters.onnx.weights import PARTS, PackedWeights, Part, embedding_rows, head_rows
 from edgeomni.exporters.tensorrt.attention import StaticCache
-from edgeomni.exporters.tensorrt.calibration import input_scales
+from edgeomni.exporters.tensorrt.input_ranges import input_scales
 from edgeomni.exporters.tensorrt.made import Made, Recipe, compute_type, scales_meta
 from edgeomni.exporters.tensorrt.operators import OPSET, TensorRtOperators
 from edgeomni.exporters.tensorrt.options import TensorRtOptions

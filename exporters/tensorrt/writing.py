@@ -31,7 +31,7 @@ def made(
     options: TensorRtOptions,
     inputs: Mapping[str, float] | None = None,
 ) -> Made:
-    """What the builder of `component` makes of `model`; `inputs` as measured before (calibration.input_scales)."""
+    """What the builder of `component` makes of `model`; `inputs` as measured before (input_ranges.input_scales)."""
     result: Made = import_module(f".{component}", __package__).make(model, precision, options, inputs)
     return result
 
